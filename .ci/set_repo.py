@@ -1,0 +1,121 @@
+"""Write the repository's address wherever it has to stand: `make set-repo REPO=owner/name`.
+
+The address stands once, in pyproject.toml under [project.urls]. From there it goes to README.md
+and, in each notebook, to the Colab badge and to the bootstrap cell. Nothing but the standard
+library is needed. Run with the present address, it repairs badges and cells that have drifted.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# The first code cell of every notebook; the same everywhere, and idle outside Colab.
+BOOTSTRAP = """\
+# On Colab: fetch the workbook, once, and step into it. Anywhere else this cell does nothing.
+import sys
+
+if "google.colab" in sys.modules:
+    import importlib.util
+    import os
+    import subprocess
+    from pathlib import Path
+
+    repository = "https://github.com/{owner}/{name}"
+    folder = Path("/content/{name}")
+    if not folder.exists():
+        subprocess.run(["git", "clone", "--quiet", "--depth=1", repository, folder], check=True)
+    os.chdir(folder / "notebooks")
+    sys.path.insert(0, str(folder))
+    small = ["torchmetrics", "safetensors", "pooch", "tqdm"]  # installed only where missing
+    missing = [package for package in small if importlib.util.find_spec(package) is None]
+    if missing:
+        subprocess.run([sys.executable, "-m", "pip", "install", "-q", *missing], check=True)
+        importlib.invalidate_caches()"""
+BOOTSTRAP_MARK = '"google.colab" in sys.modules'
+
+BADGE = (
+    "[![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
+    "(https://colab.research.google.com/github/{repo}/blob/main/notebooks/{notebook})"
+)
+ADDRESS = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*/[A-Za-z0-9._-]+")
+REPOSITORY = re.compile(r'^(Repository = "https://github\.com/)([^"]+)(")$', re.MULTILINE)
+COLAB_ADDRESS = re.compile(r"colab\.research\.google\.com/github/([^/\s]+/[^/\s]+)/blob/")
+
+
+def current(root: Path = ROOT) -> str:
+    """The address in pyproject.toml, as owner/name."""
+    found = REPOSITORY.search((root / "pyproject.toml").read_text("utf-8"))
+    if found is None:
+        sys.exit('pyproject.toml: no line Repository = "https://github.com/owner/name"')
+    return found[2]
+
+
+def bootstrap(repo: str) -> str:
+    """The bootstrap cell for an address owner/name."""
+    owner, name = repo.split("/")
+    return BOOTSTRAP.replace("{owner}", owner).replace("{name}", name)
+
+
+def badge(repo: str, notebook: str) -> str:
+    """The Markdown of the Colab badge that opens a notebook, named by its file name."""
+    return BADGE.format(repo=repo, notebook=notebook)
+
+
+def readdress(text: str, old: str, new: str) -> str:
+    """Put a new address into a text: Colab links, any other mention, and `cd name`."""
+    text = COLAB_ADDRESS.sub(lambda link: link[0].replace(link[1], new), text)
+    text = re.sub(rf"(?<![\w.-]){re.escape(old)}(?![\w-])", new, text)
+    old_name, new_name = old.split("/")[1], new.split("/")[1]
+    return re.sub(rf"\bcd {re.escape(old_name)}(?![\w-])", f"cd {new_name}", text)
+
+
+def readdress_notebook(text: str, old: str, new: str) -> str:
+    """The same for the JSON of a notebook, with the bootstrap cell written afresh."""
+    book = json.loads(text)
+    for cell in book["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "code" and BOOTSTRAP_MARK in source:
+            source = bootstrap(new)
+        elif cell["cell_type"] == "markdown":
+            source = readdress(source, old, new)
+        else:
+            continue
+        cell["source"] = source.splitlines(keepends=True)
+    return json.dumps(book, ensure_ascii=False, indent=1) + "\n"
+
+
+def set_repo(new: str, root: Path = ROOT) -> list[Path]:
+    """Write an address owner/name into all files below root; returns the files that changed."""
+    old = current(root)
+    files = [root / "pyproject.toml", root / "README.md", *sorted(root.glob("notebooks/*.ipynb"))]
+    changed = []
+    for file in files:
+        before = file.read_text("utf-8")
+        if file.name == "pyproject.toml":
+            after = REPOSITORY.sub(rf"\g<1>{new}\g<3>", before)
+        elif file.suffix == ".ipynb":
+            after = readdress_notebook(before, old, new)
+        else:
+            after = readdress(before, old, new)
+        if after != before:
+            file.write_text(after, "utf-8")
+            changed.append(file)
+    return changed
+
+
+def main() -> None:
+    new = sys.argv[1] if len(sys.argv) == 2 else ""
+    new = new.removeprefix("https://github.com/").removesuffix(".git")
+    if not ADDRESS.fullmatch(new):
+        sys.exit(f"Not an address: {new!r}. Use: make set-repo REPO=owner/name (now {current()})")
+    changed = set_repo(new)
+    for file in changed:
+        print(f"  {file.relative_to(ROOT)}")
+    print(f"The address is {new}; {len(changed)} files rewritten.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+# The workbook's commands; `make` alone lists them. Needs bash, GNU make and Python 3.11 or newer.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+
+PYTHON ?= python3
+VENV ?= .venv
+PY := "$(VENV)/bin/python"
+STAMP := $(VENV)/.installed
+
+# Kernels run in notebooks/. A relative VQLIB_DATA or VQLIB_HOME means: from where make was called,
+# or, under `make -C folder` with no such path there, from this folder.
+define absolute_paths
+for name in VQLIB_DATA VQLIB_HOME; do \
+  case "$${!name:-}" in \
+    ''|/*|synthetic) ;; \
+    *) base="$${PWD_AT_CALL:-$$PWD}"; \
+       [ -e "$$base/$${!name}" ] || [ ! -e "$$PWD/$${!name}" ] || base="$$PWD"; \
+       export "$$name=$$base/$${!name}" ;; \
+  esac; \
+done
+endef
+export PWD_AT_CALL := $(PWD)
+
+# Strict: every output is compared, save those of tagged cells and pictures.
+NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=1200
+
+.NOTPARALLEL:
+.PHONY: help workbook lab test lint unit nbval refresh set-repo clean
+
+help: ## list the commands
+	@echo "make <command>, where <command> is"
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1|\2/p' Makefile | while IFS='|' read -r name text; do \
+	  printf '  %-10s %s\n' "$$name" "$$text"; done
+	@echo "Set VQLIB_DATA=/path/to/images to work on real lesions instead of synthetic ones."
+
+workbook: $(STAMP) ## run all notebooks and write them, with an HTML page each, to build/workbook/ [NB=02]
+	@$(absolute_paths); $(PY) .ci/execute.py workbook $(if $(NB),--only "$(NB)")
+
+lab: $(STAMP) ## open the notebooks in JupyterLab [LAB="--no-browser --port=8889"]
+	@$(absolute_paths); $(PY) -m jupyterlab --ServerApp.root_dir="$(CURDIR)" \
+	  --LabApp.default_url=/lab/tree/notebooks $(LAB)
+
+test: lint unit nbval ## lint, unit tests, and every notebook compared with its committed outputs
+
+lint: $(STAMP) ## ruff: rules and format
+	@echo "== lint"
+	@$(PY) -m ruff check --quiet .
+	@$(PY) -m ruff format --check --quiet . || { echo "Cure: $(VENV)/bin/python -m ruff format ."; exit 1; }
+
+unit: $(STAMP) ## unit tests only
+	@echo "== unit tests"
+	@$(PY) -m pytest -q --durations=5 --durations-min=2 \
+	  --junitxml=build/reports/unit.xml tests
+
+nbval: $(STAMP) ## notebooks only
+	@echo "== notebooks (nbval)"
+	@rm -rf build/test && mkdir -p build/test
+	@env VQLIB_DATA=synthetic VQLIB_HOME="$(CURDIR)/build/test" $(PY) -m pytest -q $(NBVAL) \
+	  --durations=5 --durations-min=2 --junitxml=build/reports/nbval.xml "$(CURDIR)/notebooks" \
+	  2> >(grep -v "Kernel is running over TCP" >&2)
+
+refresh: $(STAMP) ## run the committed notebooks in place, on synthetic lesions [NB=02]
+	@$(PY) .ci/execute.py refresh $(if $(NB),--only "$(NB)")
+
+set-repo: ## write the repository's address everywhere: make set-repo REPO=owner/name
+	@"$(PYTHON)" .ci/set_repo.py "$(REPO)"
+
+clean: ## remove everything made here but the environment
+	@rm -rf build .ruff_cache .pytest_cache ./*.egg-info
+	@find . -path "./$(VENV)" -prune -o -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) \
+	  -exec rm -rf {} +
+	@echo "Removed build/ and caches; $(VENV)/ stays (rm -rf $(VENV) to install afresh)."
+
+# Written only after an install that worked, and again when pyproject.toml changes.
+$(STAMP): pyproject.toml
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "Python 3.11 or newer is needed, but '$(PYTHON)' is: $$("$(PYTHON)" --version 2>&1 | head -1)." >&2; \
+	  echo "Cure: install one and name it, e.g. make workbook PYTHON=python3.12" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "'$(PYTHON)' has no venv module. Cure on Debian or Ubuntu: sudo apt install python3-venv" >&2; \
+	  exit 1; }
+	@$(PY) -m pip --version >/dev/null 2>&1 || { echo "Making $(VENV)/"; \
+	  if [ -f "$(VENV)/pyvenv.cfg" ]; then clear=--clear; else clear=; fi; \
+	  "$(PYTHON)" -m venv $$clear "$(VENV)"; }
+	@echo "Installing the project into $(VENV)/, once: some minutes, several GB with PyTorch"
+	@$(PY) -m pip install --quiet --disable-pip-version-check -e ".[notebook,dev]"
+	@touch "$@"

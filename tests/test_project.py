@@ -1,0 +1,346 @@
+"""What holds for the project as a whole: its notebooks, its licence, the order of its chapters."""
+
+import ast
+import functools
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.specifiers import SpecifierSet
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("0*.ipynb"))
+MODULES = sorted((ROOT / "vqlib").glob("*.py"))
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+
+TITLES = ["01_preprocessing", "02_", "03_", "04_", "05_generation"]
+# nbval's own tags. A tag of the course's own is added here, with its meaning.
+TAGS = {"nbval-ignore-output", "nbval-skip", "raises-exception"}
+NOT_COMPARED = {"nbval-ignore-output", "nbval-skip"}
+CELL_LINES = 40
+
+# The chapters in reading order: each may import only from those before it.
+CHAPTERS = [
+    "synthetic",
+    "layouts",
+    "augment",
+    "cache",
+    "download",
+    "data",
+    "quantizer",
+    "vqvae",
+    "codes",
+    "pixelcnn",
+    "sampling",
+    "weights",
+    "metrics",
+    "loop",
+    "training",
+    "plots",
+    "widgets",
+]
+CHAPTER_LINES = 400
+UNSAFE = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+
+# A picture or an archive in git must be named here, with where it comes from: none is a photograph.
+BINARIES: dict[str, str] = {}
+BINARY_SUFFIXES = set(
+    ".png .jpg .jpeg .gif .webp .avif .bmp .tif .tiff .pdf"
+    " .npy .npz .pt .pth .ckpt .pkl .zip .gz .tar .7z .h5".split()
+)
+LESION_FILE = re.compile(r"ISIC_\d+|HAM10000_(metadata|images)|ISIC2018_Task3|GroundTruth", re.I)
+MACHINE_PATH = re.compile(r"(?<![\w.])/(?:home|Users|root|work|farm|tmp|mnt)/|\b[A-Z]:\\\w")
+
+
+def load_set_repo():
+    spec = importlib.util.spec_from_file_location("set_repo", ROOT / ".ci" / "set_repo.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+set_repo = load_set_repo()
+REPO = set_repo.current()
+
+
+@functools.cache
+def project_files() -> tuple[str, ...]:
+    """Files in git or about to be; in an unpacked archive, all but what is made here."""
+    if (ROOT / ".git").exists():
+        command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+        listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        names = listed.stdout.split("\0")
+    else:
+        made = {".venv", "build", "__pycache__", ".ruff_cache", ".ipynb_checkpoints"}
+        paths = (path.relative_to(ROOT) for path in ROOT.rglob("*"))
+        names = [
+            p.as_posix() for p in paths if not made & set(p.parts) and "egg-info" not in str(p)
+        ]
+    return tuple(sorted(name for name in names if name and (ROOT / name).is_file()))
+
+
+def test_there_are_five_notebooks():
+    assert len(NOTEBOOKS) == 5, [path.name for path in NOTEBOOKS]
+    for path, title in zip(NOTEBOOKS, TITLES, strict=True):
+        assert path.name.startswith(title), path.name
+
+
+# --- each notebook --------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
+def path(request):
+    return request.param
+
+
+@pytest.fixture
+def book(path):
+    return json.loads(path.read_text("utf-8"))
+
+
+def code_cells(book):
+    return [cell for cell in book["cells"] if cell["cell_type"] == "code"]
+
+
+def source(cell) -> str:
+    return "".join(cell["source"])
+
+
+def tags(cell) -> set[str]:
+    return set(cell["metadata"].get("tags", []))
+
+
+def texts(cell) -> str:
+    """All text a cell has put out: streams, results, HTML, tracebacks."""
+    parts = []
+    for output in cell.get("outputs", []):
+        parts += [output.get("text", []), output.get("traceback", [])]
+        parts += [v for mime, v in output.get("data", {}).items() if mime.startswith("text/")]
+    return "\n".join("".join(part) for part in parts)
+
+
+def compared(cell) -> bool:
+    """Whether nbval compares a text of this cell, so that a wrong one fails."""
+    printed = any(
+        output.get("name") == "stdout" or output["output_type"] == "execute_result"
+        for output in cell["outputs"]
+    )
+    return printed and not tags(cell) & NOT_COMPARED
+
+
+def test_notebook_was_executed_in_order(book):
+    counts = [cell["execution_count"] for cell in code_cells(book)]
+    assert counts == list(range(1, len(counts) + 1)), "run `make refresh`"
+
+
+def test_notebook_holds_no_error(book):
+    for cell in code_cells(book):
+        if "raises-exception" not in tags(cell):
+            assert not [o for o in cell["outputs"] if o["output_type"] == "error"], source(cell)
+
+
+def test_notebook_metadata_is_that_of_a_refresh(book):
+    metadata = book["metadata"]
+    assert set(metadata) == {"accelerator", "colab", "kernelspec", "language_info"}
+    assert metadata["kernelspec"]["name"] == "python3"
+    assert "version" not in metadata["language_info"]
+    for cell in book["cells"]:
+        assert set(cell["metadata"]) <= {"tags", "jupyter"}, "timings? run `make refresh`"
+        for output in cell.get("outputs", []):
+            assert not [mime for mime in output.get("data", {}) if "widget" in mime], source(cell)
+
+
+def test_notebook_cells_are_numbered_tagged_and_short(book):
+    assert [cell["id"] for cell in book["cells"]] == [
+        f"c{i:02d}" for i in range(len(book["cells"]))
+    ]
+    for cell in book["cells"]:
+        assert tags(cell) <= TAGS, f"unknown tag in {cell['id']}: {tags(cell) - TAGS}"
+        assert len(source(cell).splitlines()) <= CELL_LINES, cell["id"]
+
+
+def test_notebook_hides_no_value_with_a_semicolon(book):
+    """nbval runs cells without history, where IPython shows the value in spite of the `;`."""
+    for cell in code_cells(book):
+        assert not source(cell).rstrip().endswith(";"), f"{cell['id']}: end it with plt.show()"
+
+
+def test_notebook_names_no_machine(book):
+    for cell in book["cells"]:
+        text = source(cell) + "\n" + texts(cell)
+        assert not MACHINE_PATH.search(text), f"{cell['id']}: {MACHINE_PATH.search(text)}"
+        assert not re.search(r" at 0x[0-9a-f]{6,}", texts(cell)), f"{cell['id']}: a memory address"
+
+
+def test_notebook_is_small(path):
+    assert path.stat().st_size < 1_000_000
+
+
+def test_notebook_starts_on_colab(path, book):
+    cells = code_cells(book)
+    assert source(cells[0]) == set_repo.bootstrap(REPO), "run `make set-repo` with the address"
+    assert sum(set_repo.BOOTSTRAP_MARK in source(cell) for cell in cells) == 1
+    assert not cells[0]["outputs"]
+    assert book["cells"][0]["cell_type"] == "markdown"
+    assert set_repo.badge(REPO, path.name) in source(book["cells"][0])
+
+
+def test_notebook_compares_something_after_each_cell_nbval_ignores(book):
+    cells = code_cells(book)
+    for index, cell in enumerate(cells):
+        if tags(cell) & NOT_COMPARED:
+            following = cells[index + 1 : index + 3]
+            assert any(compared(c) for c in following), f"no check cell after {cell['id']}"
+    assert sum(compared(cell) for cell in cells) >= 3
+
+
+def test_notebook_shows_no_real_lesion(book):
+    """Its images are the embedded default's: it printed so, and no real one is named or pasted."""
+    printed = "\n".join(texts(cell) for cell in code_cells(book))
+    assert re.search(r"\bsynthetic: [\d,]+ images", printed), "the data set isn't shown"
+    assert not re.search(r"\b(isic ?2018|ham10000): [\d,]+ images", printed, re.IGNORECASE)
+    assert not re.search(r"ISIC_\d{7}", printed)
+    for cell in book["cells"]:
+        assert not cell.get("attachments"), f"{cell['id']}: a pasted picture"
+        assert "data:image" not in source(cell), f"{cell['id']}: a pasted picture"
+
+
+# --- the repository -------------------------------------------------------------------------------
+
+
+def test_the_address_is_the_same_everywhere():
+    readme = (ROOT / "README.md").read_text("utf-8")
+    for notebook in NOTEBOOKS:
+        assert set_repo.badge(REPO, notebook.name) in readme, f"README.md: badge of {notebook.name}"
+    for name in ["README.md", *(f"notebooks/{path.name}" for path in NOTEBOOKS)]:
+        addresses = set(set_repo.COLAB_ADDRESS.findall((ROOT / name).read_text("utf-8")))
+        assert addresses == {REPO}, name
+
+
+def test_set_repo_rewrites_everything_and_finds_its_way_back(tmp_path):
+    (tmp_path / "notebooks").mkdir()
+    files = ["pyproject.toml", "README.md", *(f"notebooks/{path.name}" for path in NOTEBOOKS)]
+    before = {name: (ROOT / name).read_text("utf-8") for name in files}
+    for name, text in before.items():
+        (tmp_path / name).write_text(text, "utf-8")
+    assert len(set_repo.set_repo("someone/else.where", tmp_path)) == len(files)
+    for name in files:
+        assert REPO not in (tmp_path / name).read_text("utf-8"), name
+    assert set_repo.current(tmp_path) == "someone/else.where"
+    set_repo.set_repo(REPO, tmp_path)
+    assert {name: (tmp_path / name).read_text("utf-8") for name in files} == before
+
+
+def test_environment_yml_is_in_step_with_pyproject():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text("utf-8"))
+    assert environment["name"] == PYPROJECT["project"]["name"]
+    assert environment["channels"] == ["conda-forge"]
+    python, pip, installed = environment["dependencies"]
+    floor = SpecifierSet(PYPROJECT["project"]["requires-python"])
+    assert SpecifierSet(python.removeprefix("python")) == floor
+    assert pip == "pip"
+    extras = ",".join(PYPROJECT["project"]["optional-dependencies"])
+    assert installed == {"pip": [f"-e .[{extras}]"]}
+    assert f'-e ".[{extras}]"' in (ROOT / "Makefile").read_text("utf-8")
+    ci = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text("utf-8"))
+    for version in ci["jobs"]["test"]["strategy"]["matrix"]["python"]:
+        assert version in floor
+
+
+def test_no_lesion_and_no_unnamed_binary_is_in_git():
+    for name in project_files():
+        assert not LESION_FILE.search(name), f"{name}: CC BY-NC images stay out of git"
+        if Path(name).suffix.lower() in BINARY_SUFFIXES:
+            assert name in BINARIES, f"{name}: name it in BINARIES, with its origin"
+        assert os.path.getsize(ROOT / name) < 10_000_000, f"{name}: over 10 MB"
+
+
+def test_no_file_names_a_machine():
+    for name in project_files():
+        if Path(name).suffix in {".py", ".md", ".toml", ".yml", ".cfg", ""}:
+            found = MACHINE_PATH.search((ROOT / name).read_text("utf-8"))
+            assert not found, f"{name}: {found}"
+
+
+def test_top_level_is_what_the_readme_lists():
+    top = {name.split("/")[0] for name in project_files()}
+    assert top <= {
+        ".ci",
+        ".github",
+        ".gitignore",
+        "LICENSE",
+        "Makefile",
+        "README.md",
+        "benchmarks",
+        "data",
+        "environment.yml",
+        "notebooks",
+        "pyproject.toml",
+        "tests",
+        "vqlib",
+    }
+
+
+# --- the library ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=MODULES, ids=lambda module: module.stem)
+def module(request):
+    return request.param
+
+
+def imported_chapters(tree: ast.AST) -> set[str]:
+    """Chapters of vqlib that a module imports, anywhere in it; "vqlib" for the package itself.
+
+    What stands under `if TYPE_CHECKING:` is never imported when the program runs.
+    """
+    found = set()
+    waiting = [tree]
+    while waiting:
+        node = waiting.pop()
+        if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
+            waiting.extend(ast.iter_child_nodes(node))
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            prefix = "vqlib." * bool(node.level) + (node.module or "")
+            names = [f"{prefix.rstrip('.')}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            package, *rest = name.split(".")
+            if package == "vqlib":
+                found.add(rest[0] if rest else "vqlib")
+    return found
+
+
+def test_imports_point_one_way(module):
+    if module.stem in ("__init__", "__main__"):
+        return  # they gather what the chapters offer
+    assert module.stem in CHAPTERS, "a new chapter: give it its place in CHAPTERS"
+    earlier = set(CHAPTERS[: CHAPTERS.index(module.stem)])
+    later = imported_chapters(ast.parse(module.read_text("utf-8"))) - earlier
+    assert not later, f"{module.name} reaches up to {sorted(later)}"
+
+
+def test_a_chapter_is_short(module):
+    assert len(module.read_text("utf-8").splitlines()) <= CHAPTER_LINES
+
+
+def test_no_code_is_run_from_disk(module):
+    for node in ast.walk(ast.parse(module.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            assert not {alias.name.split(".")[0] for alias in node.names} & UNSAFE
+        elif isinstance(node, ast.ImportFrom):
+            assert (node.module or "").split(".")[0] not in UNSAFE
+        elif isinstance(node, ast.Call):
+            given = {k.arg: ast.unparse(k.value) for k in node.keywords}
+            if ast.unparse(node.func) == "torch.load":
+                assert given.get("weights_only") == "True", f"line {node.lineno}"
+            assert given.get("allow_pickle", "False") == "False", f"line {node.lineno}"
