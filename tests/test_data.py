@@ -1,0 +1,577 @@
+"""Chapter 1: files are read completely or refused, lesions stay on one side, batches repeat."""
+
+import csv
+import hashlib
+import http.server
+import threading
+import zipfile
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import transforms
+
+from vqlib import cache, data, synthetic
+from vqlib.data import (
+    CLASSES,
+    REASONS,
+    DataError,
+    batches,
+    dihedral,
+    open_dataset,
+    report_transforms,
+    rotate_and_flip,
+    synthetic_dataset,
+    to_float,
+)
+from vqlib.download import Remote, download
+
+IDS = [f"ISIC_{n:07d}" for n in range(24306, 24320)]  # two of each class, two by two one lesion
+DX = [name.lower() for name in CLASSES for _ in range(2)]
+
+
+def picture(path, i=0, size=(60, 45)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(i).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).save(path, quality=95)
+
+
+def table(path, rows, encoding="utf-8", delimiter=","):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding=encoding) as file:
+        csv.writer(file, delimiter=delimiter).writerows(rows)
+    return path
+
+
+def metadata():
+    rows = [
+        [f"HAM_{i // 2:07d}", image, DX[i], "histo", "50", "male", "back"]
+        for i, image in enumerate(IDS)
+    ]
+    header = ["lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization"]
+    return [header, *reversed(rows)]
+
+
+def groundtruth():
+    hot = [[float(name.lower() == dx) for name in CLASSES] for dx in DX]
+    return [["image", *CLASSES], *([image, *row] for image, row in zip(IDS, hot))]
+
+
+def groupings():
+    rows = [[image, f"HAM_{i // 2:07d}", "histopathology"] for i, image in enumerate(IDS)]
+    return [["image", " lesion_id", " diagnosis_confirm_type"], *rows]
+
+
+@pytest.fixture
+def ham(tmp_path):
+    root = tmp_path / "ham"
+    for i, image in enumerate(IDS):
+        picture(root / f"HAM10000_images_part_{1 + i % 2}" / f"{image}.jpg", i)
+    table(root / "HAM10000_metadata.csv", metadata())
+    return root
+
+
+@pytest.fixture
+def isic(tmp_path):
+    root = tmp_path / "isic"
+    for i, image in enumerate(IDS):
+        picture(root / "ISIC2018_Task3_Training_Input" / f"{image}.jpg", i)
+    name = "ISIC2018_Task3_Training_GroundTruth"
+    table(root / name / f"{name}.csv", groundtruth())
+    table(root / "ISIC2018_Task3_Training_LesionGroupings.csv", groupings())
+    return root
+
+
+def described(dataset):
+    return dataset.image_ids, dataset.labels.tolist(), dataset.lesion_ids
+
+
+WANTED = (IDS, [i // 2 for i in range(14)], [f"HAM_{i // 2:07d}" for i in range(14)])
+
+
+# --- layouts
+
+
+def test_both_layouts_say_the_same(ham, isic):
+    a, b = open_dataset(ham), open_dataset(isic)
+    assert (a.name, b.name) == ("ham10000", "isic2018")
+    assert described(a) == described(b) == WANTED
+    assert len(a) == 14 and not a.is_synthetic and a.root == ham
+    line = repr(a)
+    assert "\n" not in line and "14 images of 7 lesions" in line and "VASC 2" in line
+    assert np.array_equal(np.asarray(a.image(3)), np.asarray(b.image(3)))
+
+
+def test_other_ways_to_lie(ham, isic, tmp_path):
+    nested = tmp_path / "above" / "data"
+    nested.parent.mkdir()
+    ham.rename(nested)
+    assert described(open_dataset(nested.parent)) == WANTED  # one folder deeper
+    (nested / "HAM10000_images_part_1").rename(nested / "ham10000_images_part_1")  # Kaggle
+    table(nested / "ISIC2018_Task3_Test_GroundTruth.csv", [["lesion_id", "image_id"]])  # Dataverse
+    assert described(open_dataset(nested)) == WANTED
+    flat = tmp_path / "flat"  # everything in one folder
+    flat.mkdir()
+    for file in list(isic.rglob("*.*")):
+        if file.is_file():
+            file.rename(flat / file.name)
+    assert described(open_dataset(flat)) == WANTED
+    nested.rename(flat / "ham10000")
+    (flat / "ISIC2018_Task3_Training_GroundTruth.csv").rename(flat / "no_table")
+    assert open_dataset(flat).name == "ham10000"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "latin-1"])
+@pytest.mark.parametrize("delimiter", [",", "\t", ";"])
+def test_tables_as_programs_write_them(ham, encoding, delimiter):
+    rows = metadata()
+    rows[1][-1] = "Rücken"
+    (ham / "HAM10000_metadata.csv").unlink()
+    table(ham / "HAM10000_metadata.tab", rows, encoding, delimiter)
+    assert described(open_dataset(ham)) == WANTED
+
+
+def spoil(rows, line, column, value):
+    rows[line][rows[0].index(column)] = value
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([row[1:] for row in metadata()], "lacks the column lesion_id"),
+        (metadata()[:1], "no rows"),
+        ([], "lacks the column lesion_id, image_id, dx"),
+        ([*metadata(), metadata()[3]], f"{IDS[11]} twice"),
+        (spoil(metadata(), 2, "dx", "scc"), "line 3 .*'scc'"),
+        (spoil(metadata(), 2, "lesion_id", ""), "line 3 .*lesion_id ''"),
+        ([*metadata()[:5], metadata()[5][:3]], "line 6: expected 7 values, found 3"),
+    ],
+)
+def test_bad_metadata_is_refused(ham, rows, said):
+    file = table(ham / "HAM10000_metadata.csv", rows)
+    with pytest.raises(DataError, match=said) as error:
+        open_dataset(ham)
+    assert str(file) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "values", ["1 1 0 0 0 0 0", "0 0 0 0 0 0 0", "0.5 0.5 0 0 0 0 0", "1 0 0 0 0 0 x"]
+)
+def test_rows_that_are_not_one_hot_are_refused(isic, values):
+    rows = groundtruth()
+    rows[4][1:] = values.split()
+    name = "ISIC2018_Task3_Training_GroundTruth"
+    table(isic / name / f"{name}.csv", rows)
+    with pytest.raises(DataError, match=rf"GroundTruth.csv, line 5 \({IDS[3]}\): expected one 1"):
+        open_dataset(isic)
+
+
+def test_missing_lesions_are_refused(isic):
+    file = isic / "ISIC2018_Task3_Training_LesionGroupings.csv"
+    table(file, groupings()[:-1])
+    with pytest.raises(DataError, match=f"names no lesion for 1 of them .{IDS[-1]}"):
+        open_dataset(isic)
+    file.unlink()
+    with pytest.raises(DataError, match=r"LesionGroupings.csv is missing in .*Get it from"):
+        open_dataset(isic)
+
+
+def test_missing_folder_table_and_pictures_are_refused(ham, isic, tmp_path):
+    with pytest.raises(DataError, match="nowhere does not exist"):
+        open_dataset(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="README is not a folder"):
+        (tmp_path / "README").touch()
+        open_dataset(tmp_path / "README")
+    with pytest.raises(DataError, match="more than one data set"):
+        open_dataset(tmp_path)
+    for image in IDS[:6:2]:  # they lie in the table from the last to the first
+        (ham / "HAM10000_images_part_1" / f"{image}.jpg").unlink()
+    said = f"names 14 images, .* 3 of them .{IDS[4]}, {IDS[2]}, {IDS[0]}.; .*part_1.*Unpack"
+    with pytest.raises(DataError, match=said):
+        open_dataset(ham)
+    (ham / "HAM10000_metadata.csv").unlink()
+    with pytest.raises(DataError, match=r"no table .*expected either .*HAM10000_metadata.csv"):
+        open_dataset(ham)
+
+
+def test_pictures_without_a_class_are_announced(ham):
+    picture(ham / "HAM10000_images_part_1" / "ISIC_9999999.jpg")
+    with pytest.warns(UserWarning, match=r"says nothing about 1 of them \(ISIC_9999999\)"):
+        assert len(open_dataset(ham)) == 14
+
+
+def test_where_data_is_looked_for(ham, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "REPOSITORY", tmp_path / "clone")
+    assert open_dataset(lesions=20).is_synthetic
+    (tmp_path / "clone" / "data").mkdir(parents=True)
+    assert open_dataset(lesions=20).is_synthetic
+    ham.rename(tmp_path / "clone" / "data" / "ham10000")
+    assert open_dataset().name == "ham10000"
+    monkeypatch.setenv("VQLIB_DATA", str(tmp_path / "nowhere"))
+    with pytest.raises(DataError, match="nowhere does not exist"):
+        open_dataset()
+
+
+def test_work_dir(tmp_path, monkeypatch):
+    monkeypatch.setenv("VQLIB_HOME", str(tmp_path / "a" / "home"))
+    assert data.work_dir() == tmp_path / "a" / "home" and data.work_dir().is_dir()
+    monkeypatch.delenv("VQLIB_HOME")
+    monkeypatch.setattr(cache, "REPOSITORY", tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert data.work_dir() == tmp_path / ".cache" / "vqlib"
+    (tmp_path / "pyproject.toml").touch()
+    assert data.work_dir() == tmp_path / "build"
+
+
+# --- groups and splits
+
+
+def test_pairs_under_two_lesion_ids_are_one_lesion():
+    assert len(data.DUPLICATE_PAIRS) == 18
+    ids = [image for pair in data.DUPLICATE_PAIRS for image in pair]
+    assert len(set(ids)) == 36
+    other = [*ids, "ISIC_0024306", "ISIC_0024307"]
+    lesions = [f"HAM_{i}" for i in range(36)] + ["HAM_0", "HAM_99"]  # one more of the first lesion
+    groups = data.LesionDataset("ham10000", other, [1] * 38, lesions).groups.tolist()
+    assert groups == [i // 2 for i in range(36)] + [0, 18]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_split_by_lesion(seed):
+    dataset = synthetic_dataset(300, seed)
+    split = dataset.split(seed)
+    assert torch.cat(split).sort().values.equal(torch.arange(len(dataset)))
+    lesions = [set(dataset.groups[part].tolist()) for part in split]
+    assert not (lesions[0] & lesions[1] or lesions[0] & lesions[2] or lesions[1] & lesions[2])
+    total = torch.bincount(dataset.labels, minlength=7)
+    for part, fraction in zip(split, (0.8, 0.1, 0.1)):
+        counts = torch.bincount(dataset.labels[part], minlength=7)
+        assert (counts > 0).all()
+        assert ((counts - fraction * total).abs() <= 3).all()  # a lesion has up to four images
+    assert all(map(torch.equal, split, dataset.split(seed)))
+    assert not split.train.equal(dataset.split(seed + 1).train)
+
+
+def test_split_by_image_shares_lesions():
+    dataset = synthetic_dataset(300)
+    split = dataset.split(by="image")
+    train, _, test = (set(dataset.groups[part].tolist()) for part in split)
+    assert train & test
+    assert torch.cat(split).sort().values.equal(torch.arange(len(dataset)))
+
+
+def test_a_part_is_split_like_the_whole():
+    """Weights trained on a part of HAM10000 have not seen the test lesions of the whole."""
+    ids = [f"image {i}" for i in range(4000)]
+    whole = data.LesionDataset("ham10000", ids, [i % 7 for i in range(4000)], ids)
+    part = data.LesionDataset("isic2018", ids[:2500], [i % 7 for i in range(2500)], ids[:2500])
+    assert not set(part.split().train.tolist()) & set(whole.split().test.tolist())
+
+
+@pytest.mark.parametrize("fractions", [(0.8, 0.1, 0.1), (0.1, 0.1, 0.8), (0.98, 0.01, 0.01)])
+def test_three_lesions_are_enough_for_three_sides(fractions):
+    lesions = [*"aaaaaabc", *"defghijkl"]
+    ids = [str(i) for i in range(len(lesions))]
+    dataset = data.LesionDataset("ham10000", ids, [0] * 8 + [3] * 9, lesions)
+    for seed in range(20):
+        sides = dataset.split(seed, fractions)
+        assert all(set(dataset.labels[side].tolist()) == {0, 3} for side in sides)
+    assert len(dataset.split(0, (0.9, 0.1, 0)).test) == 0
+    for wrong in ((0.8, 0.1), (0.8, 0.1, 0.2), (1.1, -0.1, 0)):
+        with pytest.raises(ValueError, match="three numbers"):
+            dataset.split(0, wrong)
+
+
+# --- the cache
+
+
+@pytest.mark.parametrize("size", [(600, 450), (224, 224), (200, 150), (45, 60)])
+def test_crop_keeps_circles_round_and_squash_is_the_reports(size):
+    width, height = size
+    y, x = np.mgrid[:height, :width] + 0.5
+    disk = np.hypot(x - width / 2, y - height / 2) < min(size) / 4
+    image = Image.fromarray(np.uint8(disk * 255)).convert("RGB")
+    crop = cache.square(image, 64, "crop") > 127
+    assert crop.any((0, 2)).sum() == crop.any((1, 2)).sum() == 32
+    assert np.array_equal(crop, crop[::-1]) and np.array_equal(crop, crop[:, ::-1])  # centred
+    squashed = cache.square(image, 64, "squash")
+    assert np.array_equal(squashed, np.asarray(transforms.Resize((64, 64))(image)))
+
+
+def test_pixels_are_the_images(ham):
+    dataset = open_dataset(ham)
+    pixels = dataset.pixels(32)
+    assert len(pixels) == 14 and pixels.size == 32
+    expected = torch.tensor(cache.square(dataset.image(5), 32)).permute(2, 0, 1)
+    assert pixels[5].equal(expected) and pixels[torch.tensor(5)].equal(expected)
+    batch = pixels[torch.tensor([5, 0, 5])]
+    assert batch.dtype == torch.uint8 and batch.shape == (3, 3, 32, 32)
+    assert batch.is_contiguous(memory_format=torch.channels_last)
+    assert batch[0].equal(expected) and batch[2].equal(expected) and pixels[4:6][1].equal(expected)
+    for view in (pixels[5], pixels[5:6], pixels[torch.tensor(5)]):
+        view.zero_()  # a copy: the next reader sees the image
+    assert pixels[5].equal(expected) and dataset.pixels(32)[5].equal(expected)
+    assert pixels[torch.tensor([-9])][0].equal(expected)
+    with pytest.raises(IndexError):
+        pixels[torch.tensor([14])]
+
+
+def test_synthetic_pixels_and_images_are_the_same():
+    dataset = synthetic_dataset(3)
+    assert dataset.is_synthetic and dataset.root is None and "synthetic" in repr(dataset)
+    image = torch.from_numpy(np.array(dataset.image(-1))).permute(2, 0, 1)
+    assert dataset.pixels()[-1].equal(image) and image.shape == (3, 256, 256)
+    with pytest.raises(IndexError):
+        dataset.image(len(dataset))
+
+
+def test_cache_is_built_once_for_the_same_inputs(ham, monkeypatch):
+    built = []
+    square = cache.square
+    monkeypatch.setattr(data, "square", lambda *a: built.append(1) or square(*a))
+
+    def images_built():
+        built.clear()
+        open_dataset(ham).pixels(32)
+        return len(built)
+
+    assert images_built() == 14
+    assert images_built() == 0
+    picture(ham / "HAM10000_images_part_1" / f"{IDS[0]}.jpg", 99, (80, 60))
+    assert images_built() == 14
+    assert images_built() == 0
+    open_dataset(ham).pixels(32, "squash")
+    assert len(built) == 14
+    with pytest.raises(ValueError, match="crop"):
+        open_dataset(ham).pixels(32, "fill")
+    for lesions, seed in ((4, 0), (3, 1)):
+        assert (
+            synthetic_dataset(lesions, seed).pixels(32).path != synthetic_dataset(3).pixels(32).path
+        )
+
+
+def test_a_build_that_dies_leaves_nothing(ham, monkeypatch):
+    monkeypatch.setattr(cache, "CHUNK", 4)
+    dataset = open_dataset(ham)
+    broken = ham / "HAM10000_images_part_2" / f"{IDS[9]}.jpg"
+    whole = broken.read_bytes()
+    for bad in (whole[: len(whole) // 2], b"", b"<html>not found</html>"):
+        broken.write_bytes(bad)
+        with pytest.raises(DataError, match=f"{IDS[9]}.jpg can't be read as an image"):
+            dataset.pixels(48)
+    folder = data.work_dir() / "cache"
+    assert not list(folder.glob("ham10000-48-*")) and not list(folder.glob("*.part"))
+    broken.write_bytes(whole)
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(DataError, match="set VQLIB_HOME"):
+        dataset.pixels(48)
+    monkeypatch.undo()
+    killed = folder / "ham10000-48-x.part"
+    killed.touch()
+    cache.os.utime(killed, (0, 0))
+    assert len(dataset.pixels(48)) == 14 and not killed.exists()
+
+
+def test_builders_at_the_same_time(ham):
+    dataset, results = open_dataset(ham), []
+    threads = [
+        threading.Thread(target=lambda: results.append(dataset.pixels(40)[:])) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 4 and all(result.equal(results[0]) for result in results)
+    files = list((data.work_dir() / "cache").glob("ham10000-40-*"))
+    assert len(files) == 1 and files[0].suffix == ".npy"
+
+
+# --- augmentation and batches
+
+
+@pytest.fixture
+def images():
+    squares = torch.randint(256, (24, 40, 40, 3), dtype=torch.uint8, generator=generator(1))
+    return squares.permute(0, 3, 1, 2)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_to_float(images):
+    one = transforms.ToTensor()(images[0].permute(1, 2, 0).numpy())
+    assert to_float(images)[0].equal(one)
+
+
+def test_dihedral_only_moves_pixels(images):
+    out = dihedral(images, generator())
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    seen = set()
+    for before, after in zip(to_float(images), out):
+        moves = [turn.rot90(k, (1, 2)) for turn in (before, before.flip(2)) for k in range(4)]
+        (move,) = (i for i, moved in enumerate(moves) if moved.equal(after))
+        seen.add(move)
+    assert seen == set(range(8))
+    assert out.equal(dihedral(images, generator())) and not out.equal(
+        dihedral(images, generator(1))
+    )
+
+
+def test_rotation_by_nothing_is_a_flip(images):
+    out = rotate_and_flip(images, generator(), degrees=0)
+    seen = set()
+    for before, after in zip(to_float(images), out):
+        flips = {"": before, "x": before.flip(2), "y": before.flip(1), "xy": before.flip(1, 2)}
+        seen |= {name for name, flip in flips.items() if (flip - after).abs().max() < 1e-4}
+    assert seen == {"", "x", "y", "xy"}
+    assert out.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_rotation_turns_each_image_by_its_own_angle():
+    """A bar through the centre, turned: its direction is read off its second moments."""
+    bar = torch.zeros(200, 3, 64, 64, dtype=torch.uint8)
+    bar[:, :, 30:34, 8:56] = 255
+    out = rotate_and_flip(bar, generator(), degrees=30, corners="black")[:, 0]
+    axis = torch.arange(64) - 31.5
+    xx, yy = (out * axis**2).sum((1, 2)), (out * axis[:, None] ** 2).sum((1, 2))
+    xy = (out * axis * axis[:, None]).sum((1, 2))
+    angles = torch.rad2deg(torch.atan2(2 * xy, xx - yy) / 2)
+    assert angles.abs().max() < 30.5 and (angles.max() > 25) and (angles.min() < -25)
+    assert 15 < angles.std() < 20  # uniform between -30 and 30: 17.3
+    assert (out.sum((1, 2)) / out[0].sum() - 1).abs().max() < 0.02  # nothing is stretched
+
+
+def test_corners():
+    with pytest.raises(ValueError, match="'white'"):
+        rotate_and_flip(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), generator(), corners="white")
+    white = torch.full((32, 3, 64, 64), 255, dtype=torch.uint8)
+    assert rotate_and_flip(white, generator()).min() > 0.999  # reflect: no black corner
+    black = rotate_and_flip(white, generator(), corners="black")
+    empty = (black[:, :, 0, 0] == 0).all(1)  # all but those that hardly turned
+    assert empty.float().mean() > 0.8
+    assert 0.05 < (black == 0).float().mean() < 0.13
+    colour = (0.485, 0.456, 0.406)
+    out = rotate_and_flip(white, generator(), corners=colour)
+    assert (out[empty, :, 0, 0] == torch.tensor(colour)).all()
+    assert out.max() <= 1 and out[:, :, 32, 32].min() > 0.999
+
+    # The same as rotating the normalised image with fill 0, the report's other order.
+    normalise = transforms.Normalize(colour, (0.229, 0.224, 0.225))
+    shifted = to_float(white) - torch.tensor(colour).view(3, 1, 1)
+    zeros = rotate_and_flip(shifted.clamp(0, 1), generator(), corners="black")
+    assert torch.allclose(
+        normalise(out), zeros / torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1), atol=1e-5
+    )
+
+
+def test_batches(ham):
+    pixels, indices = open_dataset(ham).pixels(32), torch.tensor([3, 1, 4, 5, 9, 2, 6])
+    seen = list(batches(pixels, indices, 3, shuffle=False))
+    assert torch.cat([i for _, i in seen]).equal(indices)
+    assert [len(i) for _, i in seen] == [3, 3, 1]
+    assert [len(i) for _, i in batches(pixels, indices, 3, drop_last=True)] == [3, 3]
+    assert list(batches(pixels, indices[:0], 3)) == []
+    for images, chosen in seen:
+        assert images.equal(to_float(pixels[chosen])) and images.dtype == torch.float32
+        assert images.is_contiguous(memory_format=torch.channels_last)
+    orders = [torch.cat([i for _, i in batches(pixels, indices, 3, epoch=e)]) for e in range(4)]
+    assert len({tuple(order.tolist()) for order in orders}) == 4
+    assert all(order.sort().values.equal(indices.sort().values) for order in orders)
+
+
+@pytest.mark.parametrize("augment", [None, dihedral, partial(rotate_and_flip, degrees=10)])
+def test_batches_go_on_where_they_stopped(ham, augment):
+    pixels, indices = open_dataset(ham).pixels(32), torch.arange(14)
+    options = dict(batch_size=4, augment=augment, seed=7, epoch=2)
+    whole = list(batches(pixels, indices, **options))
+    rest = list(batches(pixels, indices, start=2, **options))
+    assert len(whole) == 4 and len(rest) == 2
+    for (a, i), (b, j) in zip(whole[2:], rest):
+        assert a.equal(b) and i.equal(j)
+    if augment:  # another epoch, other moves
+        other = next(batches(pixels, indices[:1], 1, augment, seed=7, epoch=3))[0]
+        assert any(
+            not other.equal(next(batches(pixels, indices[:1], 1, augment, seed=7, epoch=e))[0])
+            for e in range(4, 8)
+        )
+
+
+def test_the_reports_six_steps(ham):
+    steps = report_transforms(64)
+    assert list(steps) == list(REASONS) and len(steps) == 6
+    assert all(type(step).__name__ == name for name, step in steps.items())
+    out = transforms.Compose(list(steps.values()))(open_dataset(ham).image(0))
+    assert out.shape == (3, 64, 64) and out.min() < 0 < out.max()
+
+
+# --- download
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A publisher on this machine: its folder, its address, and what it was asked for."""
+    folder, asked = tmp_path / "published", []
+    folder.mkdir()
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=folder)
+
+        def log_message(self, *args):
+            asked.append(self.path)
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as publisher:
+        threading.Thread(target=publisher.serve_forever, args=(0.02,), daemon=True).start()
+        yield folder, f"http://127.0.0.1:{publisher.server_port}/", asked
+        publisher.shutdown()
+
+
+def test_download(ham, server, tmp_path, capsys):
+    folder, url, asked = server
+    (ham / "HAM10000_metadata.csv").rename(folder / "4338392")
+    for part in (1, 2):
+        with zipfile.ZipFile(folder / str(part), "w") as archive:
+            for file in (ham / f"HAM10000_images_part_{part}").iterdir():
+                archive.write(file, file.name)  # bare files, as Dataverse has them
+    names = {
+        "4338392": "HAM10000_metadata.csv",
+        "1": "HAM10000_images_part_1.zip",
+        "2": "HAM10000_images_part_2.zip",
+    }
+    raw = {key: (folder / key).read_bytes() for key in names}
+    files = [
+        Remote(
+            names[key], f"{key}?format=original", hashlib.md5(raw[key]).hexdigest(), len(raw[key])
+        )
+        for key in names
+    ]
+    here = tmp_path / "here"
+    get = partial(download, "ham10000", here, base_url=url)
+
+    with pytest.raises(DataError, match=r"HAM10000_images_part_2.* could not be had"):
+        get(files=[*files[:2], files[2]._replace(md5="0" * 32)])
+    assert not (here / names["2"]).exists() and len(asked) == 3
+    lost = next((here / "HAM10000_images_part_1").iterdir())
+    lost.write_bytes(b"half")
+    assert get(files=files) == here
+    assert asked[3:] == ["/2?format=original"]  # what was whole is kept
+    assert described(open_dataset(here)) == WANTED
+    open_dataset(here).image(IDS.index(lost.stem))  # unpacked again
+    assert "CC BY-NC 4.0" in capsys.readouterr().out
+    with pytest.raises(DataError, match=r"has .* bytes, expected 7"):
+        get(files=[files[0]._replace(bytes=7)])
+    with pytest.raises(DataError, match="isic2018 or ham10000"):
+        download("imagenet", here)
+
+
+def test_the_renderers_source_is_part_of_the_key(monkeypatch, tmp_path):
+    before = synthetic_dataset(3).pixels(32).path
+    changed = tmp_path / "synthetic.py"
+    changed.write_text("another version")
+    monkeypatch.setattr(synthetic, "__file__", str(changed))
+    assert synthetic_dataset(3).pixels(32).path != before
