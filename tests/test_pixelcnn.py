@@ -1,0 +1,121 @@
+"""Causality, proved by gradient over every (position, slot), and checks that can fail."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from vqlib import MaskedConv2d, PixelCNN, PixelRCNN
+from vqlib.pixelcnn import dependencies
+
+
+def small_prior(**options):
+    torch.manual_seed(0)
+    options = {"conv_filters": 24, "embedding_dim": 4, "blocks": 8, **options}
+    return PixelCNN(num_embeddings=16, **options)
+
+
+def proof(prior, size=8):
+    embedded = prior.embed(torch.randint(16, (1, size, size, 4))).detach().requires_grad_()
+    return dependencies(prior.predict(embedded), embedded, prior.slots)
+
+
+def reachable(size, slots, blocks):
+    """The same matrix from the masks alone: boolean convolutions composed, no network."""
+    inputs = torch.eye(size * size * slots).view(-1, size, size, slots).permute(0, 3, 1, 2)
+
+    def spread(x, mask_type, kernel):
+        conv = MaskedConv2d(mask_type, slots, slots, kernel, slots=slots)
+        return (F.conv2d(x, conv.mask, padding=kernel // 2) > 0).float()
+
+    x = spread(inputs, "A", 7)
+    for _ in range(blocks):
+        x = x + spread(x, "B", 3)
+    x = spread(x, "B", 1)
+    return x.permute(0, 2, 3, 1).flatten(1).bool().T  # (output, input)
+
+
+def test_no_code_sees_itself_or_a_later_one():
+    seen = proof(small_prior().eval())
+    assert seen.shape == (256, 256)
+    assert not seen.triu().any()
+
+
+def test_later_codes_see_earlier_ones_but_for_the_blind_spot():
+    """Exactly what the masks allow. 8 blocks do not cure the plain stack's blind spot: what lies
+    up and more than three columns to the right, one row above, is never seen."""
+    seen = proof(small_prior().eval())
+    wanted = reachable(8, 4, blocks=8)
+    assert torch.equal(seen, wanted)
+    blind = torch.ones(256, 256).tril(-1).bool() & ~seen
+    assert 0 < blind.sum() < 0.1 * 256 * 255 / 2
+    position = lambda i: divmod(i // 4, 8)  # noqa: E731
+    for i, j in blind.nonzero().tolist():
+        (row_i, column_i), (row_j, column_j) = position(i), position(j)
+        assert row_j < row_i and column_j > column_i + 3
+
+
+def test_the_proof_catches_a_mask_that_looks_ahead():
+    prior = small_prior().eval()
+    prior.blocks[3].conv.mask[:, :, 2, 1] = 1  # the position below
+    assert proof(prior).triu().any()
+    prior = small_prior().eval()
+    prior.first.mask[0, -1, 3, 3] = 1  # slot 0 sees slot 3 of its own position
+    assert proof(prior).triu().any()
+
+
+def test_batch_norm_leaks_in_training_and_slot_norm_does_not():
+    torch.manual_seed(0)
+    report = PixelRCNN(no_channels=8, out_channels=8, conv_filters=12)
+    x = torch.randn(1, 8, 8, 8, requires_grad=True)
+
+    def proof_of(model):
+        return dependencies(model(x).permute(0, 2, 3, 1).unsqueeze(3), x, slots=1)
+
+    assert not proof_of(report.eval()).triu().any()
+    assert proof_of(report.train()).triu().any()
+    assert not proof(small_prior(dropout=0.0).train()).triu().any()
+
+
+def test_logits_do_not_change_when_later_codes_do():
+    """By perturbation, the check a user would make: every place, all later codes redrawn."""
+    prior = small_prior().eval()
+    codes = torch.randint(16, (256, 8, 8, 4))
+    codes[:] = codes[:1]
+    changed = codes.flatten(1).clone()
+    for place in range(256):
+        changed[place, place:] = torch.randint(16, (256 - place,))
+    with torch.no_grad():
+        before = prior(codes).flatten(1, 3)
+        after = prior(changed.view_as(codes)).flatten(1, 3)
+    rows = torch.arange(256)
+    assert torch.equal(before[rows, rows], after[rows, rows])
+
+
+def test_labels_matter_once_learnt_and_none_is_the_last_row():
+    prior = small_prior().eval()
+    codes = torch.randint(16, (2, 4, 4, 4))
+    torch.nn.init.normal_(prior.labels.weight)
+    none = torch.full((2,), 7)
+    assert torch.equal(prior(codes), prior(codes, none))
+    assert not torch.allclose(prior(codes), prior(codes, torch.tensor([0, 1])))
+
+
+def test_the_reports_prior_layer_by_layer():
+    convolutions = [m for m in PixelRCNN().modules() if isinstance(m, MaskedConv2d)]
+    assert [(c.mask_type, c.kernel_size[0]) for c in convolutions] == [
+        ("A", 7),
+        *[("B", 3)] * 8,
+        ("B", 1),
+    ]
+    assert PixelRCNN()(torch.randn(1, 256, 8, 8)).shape == (1, 256, 8, 8)
+
+
+def test_bad_arguments_are_named():
+    with pytest.raises(ValueError, match='"A" or "B"'):
+        MaskedConv2d("C", 4, 4, 3)
+    with pytest.raises(ValueError, match="odd kernel"):
+        MaskedConv2d("A", 4, 4, 4)
+    with pytest.raises(ValueError, match="equal groups"):
+        MaskedConv2d("A", 6, 4, 3, slots=4)
+    with pytest.raises(ValueError, match="int64"):
+        small_prior()(torch.zeros(1, 8, 8, 3, dtype=torch.long))

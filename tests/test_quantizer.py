@@ -1,0 +1,147 @@
+"""Properties of the quantizer that a wrong one would not have."""
+
+import pytest
+import torch
+
+from vqlib.quantizer import VectorQuantizer, count_codes, nearest_codes, perplexity
+
+
+def quantizer(**options):
+    torch.manual_seed(0)
+    return VectorQuantizer(num_embeddings=16, embedding_dim=4, **options)
+
+
+@pytest.mark.parametrize("max_scores", [1, 1000, 2**18])
+@pytest.mark.parametrize("sets", [1, 4])
+def test_nearest_equals_brute_force_whatever_the_chunk(sets, max_scores):
+    torch.manual_seed(0)
+    vectors, codebook = torch.randn(sets, 333, 8), torch.randn(sets, 50, 8)
+    wanted = torch.cdist(vectors.double(), codebook.double()).argmin(-1)
+    assert torch.equal(nearest_codes(vectors, codebook, max_scores), wanted)
+
+
+def test_nearest_never_holds_all_scores():
+    """50,000 x 4,096 scores would be 800 MB; the largest tensor made is one chunk of them."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Largest(TorchDispatchMode):
+        size = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor):
+                Largest.size = max(Largest.size, result.numel())
+            return result
+
+    vectors, codebook = torch.randn(1, 50_000, 4), torch.randn(1, 4096, 4)
+    with Largest():
+        nearest_codes(vectors, codebook)
+    assert Largest.size <= 2**18
+
+
+def test_code_k_of_slot_s_is_row_k_and_comes_back():
+    for codebooks in (1, 2):
+        vq = quantizer(codebooks=codebooks).eval()
+        codes = torch.randint(16, (3, 5, 6, 2))
+        z = vq.lookup(codes)
+        assert z.shape == (3, 8, 5, 6)
+        book = vq.codebook[-1]
+        assert torch.equal(z[2, 4:, 4, 5], book[codes[2, 4, 5, 1]])
+        assert torch.equal(vq.encode(z), codes)
+        assert torch.equal(vq(z).codes, codes)
+
+
+def test_straight_through_copies_the_gradient():
+    vq = quantizer().eval()
+    z = torch.randn(2, 8, 3, 3, requires_grad=True)
+    weight = torch.randn(2, 8, 3, 3)
+    out = vq(z)
+    assert torch.allclose(out.vectors, vq.lookup(out.codes), atol=1e-6)
+    (out.vectors * weight).sum().backward()
+    assert torch.equal(z.grad, weight)
+    assert vq.codebook.grad is None
+
+
+def test_gradient_codebook_loss_pulls_the_two_sides_apart_correctly():
+    """d/dz is the commitment term alone, d/de the codebook term alone."""
+    vq = quantizer(ema_decay=None, commitment_cost=0.25).eval()
+    z = torch.randn(1, 4, 1, 1, requires_grad=True)
+    out = vq(z)
+    out.loss.backward()
+    row = vq.codebook[0, out.codes.item()].detach()
+    difference = z.detach().flatten() - row
+    assert torch.allclose(z.grad.flatten(), 0.25 * 2 * difference / 4)
+    assert torch.allclose(vq.codebook.grad[0, out.codes.item()], -2 * difference / 4)
+    assert vq.codebook.grad[0].ne(0).any(-1).sum() == 1
+
+
+def test_ema_equals_the_closed_form():
+    """After t steps: sum_k (1 - g) g^(t-k) * statistics_k + g^t * start."""
+    decay = 0.9
+    vq = quantizer(ema_decay=decay, codebooks=2).train()
+    start = vq.codebook.detach().double().clone()
+    count, total = torch.ones(2, 16).double(), start.clone()
+    for _ in range(7):
+        z = torch.randn(2, 8, 3, 3)
+        vectors = z.permute(0, 2, 3, 1).reshape(-1, 2, 4).transpose(0, 1).double()
+        codes = vq(z).codes.reshape(-1, 2).T
+        one_hot = torch.nn.functional.one_hot(codes, 16).double()
+        count = decay * count + (1 - decay) * one_hot.sum(1)
+        total = decay * total + (1 - decay) * one_hot.transpose(1, 2) @ vectors
+    assert torch.allclose(vq.codebook.double(), total / count[..., None], atol=1e-5)
+    assert torch.allclose(vq.ema_count.double(), count, atol=1e-5)
+
+
+def test_an_unused_code_stays_where_it_is():
+    vq = quantizer(ema_decay=0.5).train()
+    with torch.no_grad():
+        vq.codebook[0, 3] = vq.ema_sum[0, 3] = 1e3
+    for _ in range(200):  # 0.5 ** 200 is 0 in float32
+        vq(torch.randn(2, 8, 3, 3))
+    assert torch.equal(vq.codebook[0, 3], torch.full((4,), 1e3))
+    assert vq.codebook.isfinite().all()
+
+
+def test_idle_codes_restart_on_the_data_and_only_in_training():
+    vq = quantizer(restart_after=3)
+    with torch.no_grad():
+        vq.codebook[0, 8:] = vq.ema_sum[0, 8:] = 1e3
+    z = torch.randn(4, 8, 4, 4)
+    vq.eval()
+    for _ in range(5):
+        vq(z)
+    assert (vq.codebook[0, 8:] == 1e3).all()
+    vq.train()
+    for _ in range(4):
+        vq(z)
+    assert vq.codebook.abs().max() < 100
+
+
+def test_data_init_takes_rows_from_the_first_batch():
+    vq = quantizer(data_init=True, ema_decay=None).train()
+    z = 50 + torch.randn(4, 8, 4, 4)
+    vq(z)
+    vectors = z.permute(0, 2, 3, 1).reshape(-1, 4)
+    assert torch.cdist(vq.codebook[0].double(), vectors.double()).min(1).values.max() == 0
+    assert len(vq.codebook[0].unique(dim=0)) == 16  # no row twice
+
+
+def test_counts_and_perplexity():
+    codes = torch.tensor([[0, 1], [0, 2], [0, 3], [0, 0]])
+    counts = count_codes(codes, 8)
+    assert counts.tolist() == [[4, 0, 0, 0, 0, 0, 0, 0], [1, 1, 1, 1, 0, 0, 0, 0]]
+    assert perplexity(counts).tolist() == pytest.approx([1.0, 4.0])
+
+
+def test_float32_under_autocast():
+    vq = quantizer()
+    z = torch.randn(2, 8, 4, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = vq.eval()(z)
+    assert out.vectors.dtype == torch.float32
+    assert torch.equal(out.codes, vq(z).codes)
+
+
+def test_wrong_channels_are_refused():
+    with pytest.raises(ValueError, match="10 channels do not divide"):
+        quantizer()(torch.randn(1, 10, 2, 2))

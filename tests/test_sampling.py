@@ -1,0 +1,88 @@
+import math
+
+import pytest
+import torch
+
+from vqlib import PixelCNN, sample
+from vqlib.metrics import code_bits, table_bits
+from vqlib.sampling import filter_logits
+
+
+def small_prior(k=3, grid_scale=2.0):
+    torch.manual_seed(0)
+    prior = PixelCNN(k, 2, 8, embedding_dim=4, blocks=1).eval()
+    torch.nn.init.normal_(prior.head.weight, std=grid_scale)  # a prior with opinions
+    torch.nn.init.normal_(prior.labels.weight)
+    return prior
+
+
+def test_samples_follow_the_priors_own_distribution():
+    """Every grid of 2 positions x 2 slots x 3 codes: 81 outcomes, drawn 20,000 times."""
+    prior = small_prior()
+    n = 20_000
+    draws = sample(prior, n, 2, grid=(1, 2), generator=torch.Generator().manual_seed(1))
+    weights = 3 ** torch.arange(4)
+    seen = torch.bincount((draws.flatten(1) * weights).sum(1), minlength=81) / n
+    every = torch.cartesian_prod(*[torch.arange(3)] * 4)
+    label = torch.full((81,), 2)
+    p = 2 ** -code_bits(prior, every.view(81, 1, 2, 2), label).flatten(1).sum(1).double()
+    assert p.sum() == pytest.approx(1.0, abs=1e-4)  # the chain rule: it is a distribution
+    expected = torch.zeros(81).double().scatter_(0, (every * weights).sum(1), p)
+    chi2 = (n * (seen - expected) ** 2 / expected.clamp_min(1e-9))[expected > 5 / n].sum()
+    freedom = (expected > 5 / n).sum() - 1
+    assert chi2 < freedom + 5 * math.sqrt(2 * freedom)
+
+
+def test_same_generator_same_codes_and_training_mode_is_kept():
+    prior = small_prior().train()
+    a, b = (
+        sample(prior, 5, grid=(3, 3), generator=torch.Generator().manual_seed(7)) for _ in range(2)
+    )
+    assert torch.equal(a, b) and prior.training and a.shape == (5, 3, 3, 2)
+
+
+def test_kept_codes_stay_and_the_others_see_them():
+    prior = small_prior()
+    given = torch.randint(3, (4, 3, 3, 2))
+    keep = torch.zeros(3, 3, dtype=torch.bool)
+    keep[:2] = True
+    out = sample(prior, 4, given=given, keep=keep)
+    assert torch.equal(out[:, :2], given[:, :2])
+    many = torch.randint(3, (32, 3, 3, 2))
+    assert len(sample(prior, 32, given=many, keep=keep, top_k=1)[:, 2].unique(dim=0)) > 1
+
+
+def test_filters():
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
+    p = lambda **options: filter_logits(logits, **options).softmax(-1).tolist()  # noqa: E731
+    assert p() == pytest.approx([0.5, 0.3, 0.15, 0.05])
+    assert p(top_k=2) == pytest.approx([0.625, 0.375, 0, 0])
+    assert p(top_p=0.7) == pytest.approx([0.625, 0.375, 0, 0])
+    assert p(top_p=0.5) == pytest.approx([1, 0, 0, 0])
+    assert p(temperature=0.5)[0] == pytest.approx(0.25 / (0.25 + 0.09 + 0.0225 + 0.0025))
+    for bad in ({"temperature": 0.0}, {"top_k": 0}, {"top_p": 0.0}):
+        with pytest.raises(ValueError, match="must"):
+            filter_logits(logits, **bad)
+
+
+def test_bad_arguments_are_named():
+    prior = small_prior()
+    with pytest.raises(ValueError, match="go together"):
+        sample(prior, 1, keep=torch.ones(2, 2, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"labels must lie in 0\.\.6"):
+        sample(prior, 1, 9)
+    with pytest.raises(ValueError, match="method"):
+        sample(prior, 1, method="magic")
+
+
+def test_tables_are_paid_for_honestly():
+    """Independent codes cost their entropy; a table that peeked would be below it."""
+    torch.manual_seed(0)
+    p = torch.tensor([0.5, 0.25, 0.125, 0.125])
+    codes = torch.multinomial(p, 600 * 8, replacement=True).view(600, 2, 2, 2)
+    bits = table_bits(codes[:500], codes[500:], 4)
+    assert bits["uniform"] == 2.0
+    assert bits["unigram"] == pytest.approx(1.75, abs=0.05)
+    assert bits["unigram per position"] == pytest.approx(1.75, abs=0.07)
+    one = torch.zeros(10, 2, 2, 2, dtype=torch.long)
+    assert table_bits(one, one + 1, 4)["unigram"] > 5  # a code never seen in training is dear

@@ -1,0 +1,40 @@
+"""vqlib: how images become discrete codes, and how new images are drawn from them.
+
+The modules are chapters, in the order of the notebooks: `synthetic` and `data`, `quantizer`,
+`vqvae`, `codes`, `pixelcnn`, `sampling`, `weights`, `metrics`, `loop` and `training`; `plots` and
+`widgets` serve only the notebooks.
+"""
+
+from .codes import EncodedDataset, encode_dataset
+from .data import CLASSES, DataError, open_dataset, work_dir
+from .pixelcnn import MaskedConv2d, PixelCNN, PixelRCNN, ResidualMaskedConv2d
+from .quantizer import VectorQuantizer
+from .sampling import sample
+from .training import REPORT, WORKBOOK, train_prior, train_vqvae
+from .vqvae import VQVAE, Decoder, Encoder
+from .weights import load_model, load_pretrained, save_model
+
+__all__ = [
+    "CLASSES",
+    "REPORT",
+    "VQVAE",
+    "WORKBOOK",
+    "DataError",
+    "Decoder",
+    "EncodedDataset",
+    "Encoder",
+    "MaskedConv2d",
+    "PixelCNN",
+    "PixelRCNN",
+    "ResidualMaskedConv2d",
+    "VectorQuantizer",
+    "encode_dataset",
+    "load_model",
+    "load_pretrained",
+    "open_dataset",
+    "sample",
+    "save_model",
+    "train_prior",
+    "train_vqvae",
+    "work_dir",
+]

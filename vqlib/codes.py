@@ -1,0 +1,188 @@
+"""Chapter 4: a data set of images becomes a data set of codes.
+
+Every image is encoded once; from here on the images are not needed any more. 256 codes of 9 bits
+are 288 bytes, and that is what a file of them takes: the codes are packed bit by bit, not stored
+in the 64-bit integers that PyTorch computes with.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm.auto import tqdm
+
+from .data import CLASSES, DataError, LesionDataset, Split, batches
+from .vqvae import VQVAE
+
+SPLITS = ("train", "val", "test")
+
+
+def pack_codes(codes: Tensor, bits: int) -> np.ndarray:
+    """Codes as a dense string of bits.
+
+    Args:
+        codes: int64 of any shape, values in 0..2**bits-1.
+        bits: bits per code; 9 for 512 codes.
+
+    Returns:
+        uint8 (ceil(codes.numel() * bits / 8),); each code with its highest bit first.
+
+    Raises:
+        ValueError: a code does not fit.
+    """
+    flat = codes.flatten().cpu().numpy()
+    if flat.size and (flat.min() < 0 or flat.max() >= 2**bits):
+        raise ValueError(f"codes {flat.min()}..{flat.max()} do not fit into {bits} bits")
+    shifts = np.arange(bits - 1, -1, -1)
+    return np.packbits((flat[:, None] >> shifts & 1).astype(np.uint8))
+
+
+def unpack_codes(packed: np.ndarray, bits: int, shape: tuple[int, ...]) -> Tensor:
+    """The inverse of `pack_codes`: int64 codes of the given shape.
+
+    Raises:
+        ValueError: there are more or fewer bytes than the shape needs.
+    """
+    count = int(np.prod(shape))
+    if packed.size != -(-count * bits // 8):
+        raise ValueError(f"{packed.size} bytes can't be {count} codes of {bits} bits")
+    digits = np.unpackbits(packed, count=count * bits).reshape(count, bits)
+    codes = digits.astype(np.int64) @ (1 << np.arange(bits - 1, -1, -1))
+    return torch.from_numpy(codes).reshape(shape)
+
+
+class EncodedDataset(Dataset):
+    """The codes of a data set, with its labels and its split by lesion.
+
+    Attributes:
+        codes: int64 (N, h, w, slots).
+        labels: int64 (N,), numbers into `CLASSES`.
+        split: `Split` of index tensors; the same images as in the data set that was encoded.
+        codebook: float32 (1 or slots, K, D), needed only by `vectors`.
+        source: one line saying where the codes come from.
+    """
+
+    def __init__(
+        self, codes: Tensor, labels: Tensor, split: Split, codebook: Tensor, source: str = ""
+    ) -> None:
+        self.codes, self.labels, self.split = codes, labels, split
+        self.codebook, self.source = codebook, source
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        """Codes (h, w, slots) and label (), both int64."""
+        return self.codes[i], self.labels[i]
+
+    @property
+    def num_embeddings(self) -> int:
+        return self.codebook.shape[1]
+
+    @property
+    def bits(self) -> int:
+        """Bits that one code takes in a file: 9 for 512 codes."""
+        return (self.num_embeddings - 1).bit_length()
+
+    @property
+    def bytes_per_image(self) -> int:
+        return -(-self.codes[0].numel() * self.bits // 8)
+
+    def vectors(self, i: int | Tensor) -> Tensor:
+        """The quantized vectors of image i, float32 (slots * D, h, w), or of several images,
+        (B, slots * D, h, w): what the report's prior is trained on."""
+        codes = self.codes[i]
+        if len(self.codebook) > 1:
+            codes = codes + self.num_embeddings * torch.arange(len(self.codebook))
+        return self.codebook.flatten(0, 1)[codes].flatten(-2).movedim(-1, -3).contiguous()
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file: codes packed, labels, split, codebook."""
+        names = torch.empty(len(self), dtype=torch.uint8)
+        for number, indices in enumerate(self.split):
+            names[indices] = number
+        tensors = {
+            "packed": torch.from_numpy(pack_codes(self.codes, self.bits)),
+            "labels": self.labels.to(torch.uint8),
+            "split": names,
+            "codebook": self.codebook.contiguous(),
+        }
+        shape = "x".join(map(str, self.codes.shape))
+        save_file(tensors, path, metadata={"shape": shape, "source": self.source})
+
+    @classmethod
+    def load(cls, path: str | Path) -> EncodedDataset:
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: no such file.
+            DataError: the file is not one of `save`'s.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+            shape = tuple(int(n) for n in metadata["shape"].split("x"))
+            codebook = tensors["codebook"].float()
+            bits = (codebook.shape[1] - 1).bit_length()
+            codes = unpack_codes(tensors["packed"].numpy(), bits, shape)
+            split = Split(*((tensors["split"] == n).nonzero().flatten() for n in range(3)))
+            labels = tensors["labels"].long()
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise DataError(
+                f"{path} is not a file of codes ({error}): write one with "
+                "`python -m vqlib encode`, or EncodedDataset.save"
+            ) from error
+        return cls(codes, labels, split, codebook, metadata.get("source", ""))
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{len(i)} {name}" for name, i in zip(SPLITS, self.split, strict=True))
+        return (
+            f"{len(self)} images ({sizes}) as {tuple(self.codes.shape[1:])} codes of "
+            f"{self.bits} bits, {self.bytes_per_image} bytes each; {len(CLASSES)} classes"
+        )
+
+
+@torch.inference_mode()
+def encode_dataset(
+    vqvae: VQVAE,
+    data: LesionDataset,
+    size: int = 256,
+    *,
+    split: Split | None = None,
+    batch_size: int = 64,
+) -> EncodedDataset:
+    """Encode every image of a data set once, without augmentation.
+
+    Args:
+        vqvae: used in eval(), whatever mode it is in, and left in that mode.
+        size: images are cropped and scaled to size x size pixels.
+        split: kept beside the codes; `data.split()` if not given.
+
+    Returns:
+        EncodedDataset in the order of `data`, on the CPU.
+    """
+    device = next(vqvae.parameters()).device
+    pixels, indices = data.pixels(size), torch.arange(len(data))
+    was_training = vqvae.training
+    vqvae.eval()
+    steps = batches(pixels, indices, batch_size, shuffle=False)
+    total = -(-len(data) // batch_size)
+    codes = [
+        vqvae.encode(images.to(device)).cpu()
+        for images, _ in tqdm(steps, "encoding", total, leave=False, disable=None)
+    ]
+    vqvae.train(was_training)
+    return EncodedDataset(
+        torch.cat(codes).clone(),
+        data.labels,
+        split or data.split(),
+        vqvae.quantizer.codebook.detach().float().cpu().clone(),
+        repr(data),
+    )

@@ -1,0 +1,263 @@
+"""Chapter 5: masked convolutions, and the priors built of them.
+
+A prior says how likely each code is, given the codes before it:
+
+    p(codes) = product over i of p(code_i | code_1 ... code_{i-1})
+
+"Before" needs an order: rows from top to bottom, positions from left to right, and at each position
+the four codes (slots) one after another, as PixelCNN takes a pixel's red before its green. A
+convolution respects that order if the weights that would look ahead are masked to zero.
+
+Source: van den Oord, Kalchbrenner and Kavukcuoglu, "Pixel Recurrent Neural Networks" (2016),
+arXiv:1601.06759, sections 3.4 (masks) and 3.5 (PixelCNN).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class MaskedConv2d(nn.Conv2d):
+    """A convolution that cannot look ahead.
+
+    Its channels are `slots` ordered groups of equal size. For the output at some position, group g:
+
+    - all rows above, and all positions to the left in the same row: every group is seen;
+    - the position itself: groups before g, and g itself only with mask "B";
+    - everything to the right and below: nothing.
+
+    The first layer reads the codes and needs mask "A": a code must not see itself. Later layers
+    read features that already obey the order, and take "B". With `slots=1` this is the mask of the
+    report; with 3, PixelCNN's R, G, B; here 4.
+
+    The mask is a buffer: it moves with the module, and is not trained.
+
+    Raises:
+        ValueError: mask type other than "A" or "B", even kernel, channels not divisible by slots.
+    """
+
+    def __init__(
+        self,
+        mask_type: str,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        padding: int | None = None,
+        slots: int = 1,
+    ) -> None:
+        if mask_type not in ("A", "B"):
+            raise ValueError(f'mask_type must be "A" or "B", got {mask_type!r}')
+        if kernel_size % 2 == 0:
+            raise ValueError(f"a masked convolution needs an odd kernel, got {kernel_size}")
+        if in_channels % slots or out_channels % slots:
+            raise ValueError(
+                f"{in_channels} -> {out_channels} channels can't be cut into {slots} equal groups"
+            )
+        padding = kernel_size // 2 if padding is None else padding
+        super().__init__(in_channels, out_channels, kernel_size, padding=padding)
+        self.mask_type, self.slots = mask_type, slots
+
+        mask = torch.zeros_like(self.weight)  # (out, in, row, column)
+        middle = kernel_size // 2
+        mask[:, :, :middle, :] = 1
+        mask[:, :, middle, :middle] = 1
+        group_out = torch.arange(out_channels) * slots // out_channels
+        group_in = torch.arange(in_channels) * slots // in_channels
+        earlier = torch.lt if mask_type == "A" else torch.le
+        mask[:, :, middle, middle] = earlier(group_in[None, :], group_out[:, None]).float()
+        self.register_buffer("mask", mask)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight * self.mask, self.bias)
+
+    def extra_repr(self) -> str:
+        return f"{self.mask_type}, {super().extra_repr()}, slots={self.slots}"
+
+
+class SlotNorm(nn.Module):
+    """Layer normalisation within one slot's channels at one position.
+
+    A BatchNorm in train() subtracts a mean taken over all positions, later ones included: the
+    future leaks into the past. So do GroupNorm and InstanceNorm, in eval() too. Here nothing is
+    mixed that the masks keep apart.
+    """
+
+    def __init__(self, channels: int, slots: int = 1, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.slots, self.eps = slots, eps
+        self.weight = nn.Parameter(torch.ones(channels, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        grouped = x.unflatten(1, (self.slots, -1)).float()
+        variance, mean = torch.var_mean(grouped, dim=2, keepdim=True, correction=0)
+        normalized = (grouped - mean) * torch.rsqrt(variance + self.eps)
+        return normalized.flatten(1, 2).to(x.dtype) * self.weight + self.bias
+
+
+class ResidualMaskedConv2d(nn.Module):
+    """x + ReLU(norm(masked 3x3 convolution of x)), mask "B".
+
+    Args:
+        norm: makes the normalisation for that many channels; the report's is nn.BatchNorm2d.
+        dropout: rate at the branch's end.
+    """
+
+    def __init__(
+        self, channels: int, norm: Any = nn.BatchNorm2d, slots: int = 1, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.conv = MaskedConv2d("B", channels, channels, kernel_size=3, slots=slots)
+        self.norm = norm(channels)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, condition: Tensor | float = 0.0) -> Tensor:
+        """Features (B, C, h, w); `condition` (B, C, 1, 1) is added before the normalisation."""
+        return x + self.dropout(F.relu(self.norm(self.conv(x) + condition)))
+
+
+class PixelRCNN(nn.Module):
+    """The report's prior, layer by layer: 256 channels in, 256 out, 120 within.
+
+    It has no recurrence, in spite of its name, and it predicts *vectors*: trained with MSE, its
+    output is the mean of what could come next. It stands here to be taken apart in notebook 04;
+    `PixelCNN` below is the one to sample from.
+    """
+
+    def __init__(
+        self, no_channels: int = 256, out_channels: int = 256, conv_filters: int = 120
+    ) -> None:
+        super().__init__()
+        self.config: dict[str, Any] = {
+            "no_channels": no_channels,
+            "out_channels": out_channels,
+            "conv_filters": conv_filters,
+        }
+        self.net = nn.Sequential(
+            MaskedConv2d("A", no_channels, conv_filters, kernel_size=7, padding=3),
+            nn.BatchNorm2d(conv_filters),
+            nn.ReLU(),
+            *(ResidualMaskedConv2d(conv_filters) for _ in range(8)),
+            MaskedConv2d("B", conv_filters, out_channels, kernel_size=1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Quantized vectors (B, 256, 8, 8) to predicted vectors of the same shape."""
+        return self.net(x)
+
+
+class PixelCNN(nn.Module):
+    """Autoregressive prior over codes: logits for every code, given all earlier ones.
+
+    The report's stack (masked 7x7, eight residual masked 3x3, masked 1x1) with what it lacks: an
+    embedding for each code instead of the quantizer's vectors, four ordered slots a position,
+    a categorical distribution over all codes, classes, and a normalisation that does not leak.
+
+    Args:
+        num_embeddings: K, size of the alphabet.
+        codes_per_position: slots; must divide conv_filters.
+        conv_filters: channels within.
+        num_classes: number of labels; one more, "no label", is learnt by label dropout.
+        embedding_dim: length of a code's embedding.
+        blocks: number of residual blocks.
+        dropout: rate within the blocks.
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int = 512,
+        codes_per_position: int = 4,
+        conv_filters: int = 120,
+        num_classes: int = 7,
+        *,
+        embedding_dim: int = 32,
+        blocks: int = 8,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        slots = codes_per_position
+        self.num_embeddings, self.slots, self.num_classes = num_embeddings, slots, num_classes
+        self.config: dict[str, Any] = {
+            "num_embeddings": num_embeddings,
+            "codes_per_position": codes_per_position,
+            "conv_filters": conv_filters,
+            "num_classes": num_classes,
+            "embedding_dim": embedding_dim,
+            "blocks": blocks,
+            "dropout": dropout,
+        }
+        self.embedding = nn.Embedding(slots * num_embeddings, embedding_dim)
+        self.labels = nn.Embedding(num_classes + 1, (blocks + 1) * conv_filters)
+        nn.init.zeros_(self.labels.weight)
+        self.first = MaskedConv2d("A", slots * embedding_dim, conv_filters, 7, slots=slots)
+        self.first_norm = SlotNorm(conv_filters, slots)
+        self.blocks = nn.ModuleList(
+            ResidualMaskedConv2d(conv_filters, lambda c: SlotNorm(c, slots), slots, dropout)
+            for _ in range(blocks)
+        )
+        self.head = MaskedConv2d("B", conv_filters, slots * num_embeddings, 1, slots=slots)
+
+    def forward(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Logits of every code, given all the codes before it.
+
+        Args:
+            codes: int64 (B, h, w, slots). The logits of a code do not depend on it, nor on later
+                ones, so a grid that is only begun may hold anything there.
+            labels: int64 (B,) in 0..num_classes-1, or num_classes for "no label"; None is "no
+                label" for all.
+
+        Returns:
+            float (B, h, w, slots, num_embeddings).
+
+        Raises:
+            ValueError: wrong shape or dtype.
+        """
+        return self.predict(self.embed(codes), labels)
+
+    def embed(self, codes: Tensor) -> Tensor:
+        """Codes (B, h, w, slots) to float (B, slots * embedding_dim, h, w)."""
+        if codes.ndim != 4 or codes.shape[-1] != self.slots or codes.dtype != torch.long:
+            raise ValueError(
+                f"codes must be int64 (B, h, w, {self.slots}), got {codes.dtype} "
+                f"{tuple(codes.shape)}"
+            )
+        offsets = self.num_embeddings * torch.arange(self.slots, device=codes.device)
+        return self.embedding(codes + offsets).flatten(3).permute(0, 3, 1, 2)
+
+    def predict(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Embedded codes to logits; the half of `forward` through which gradients can be taken."""
+        if labels is None:
+            labels = torch.full((len(x),), self.num_classes, device=x.device)
+        conditions = self.labels(labels)[:, :, None, None].chunk(len(self.blocks) + 1, dim=1)
+        x = F.relu(self.first_norm(self.first(x) + conditions[0]))
+        for block, condition in zip(self.blocks, conditions[1:], strict=True):
+            x = block(x, condition)
+        logits = self.head(x).unflatten(1, (self.slots, self.num_embeddings))
+        return logits.permute(0, 3, 4, 1, 2)
+
+
+def dependencies(outputs: Tensor, inputs: Tensor, slots: int) -> Tensor:
+    """Which outputs depend on which inputs: the proof of causality, by gradient.
+
+    Args:
+        outputs: float (1, h, w, slots, K), computed from `inputs`.
+        inputs: float (1, slots * D, h, w), requires grad.
+
+    Returns:
+        bool (h * w * slots, h * w * slots) on the CPU; row i, column j is True if the i-th output
+        has a gradient with respect to the j-th input. A causal prior has nothing on the diagonal
+        and nothing above it.
+    """
+    # A random direction in K: the plain sum of a softmax's logits might cancel.
+    direction = torch.randn(outputs.shape[-1], device=outputs.device)
+    flat = (outputs.float() @ direction).flatten()
+    one_at_a_time = torch.eye(len(flat), device=outputs.device)
+    (gradient,) = torch.autograd.grad(
+        flat, inputs, one_at_a_time, is_grads_batched=True, retain_graph=True
+    )
+    seen = gradient[:, 0].unflatten(1, (slots, -1)).ne(0).any(2)  # (i, slots, h, w)
+    return seen.permute(0, 2, 3, 1).flatten(1).cpu()

@@ -1,0 +1,215 @@
+"""Chapter 3: an image becomes 256 codes, and 256 codes become an image.
+
+The layers are the report's: five convolutions that halve the image take 256x256x3 to 8x8x256, a
+quantizer turns each of the 64 positions into four codes of 9 bits, and five transposed convolutions
+(which make small maps *larger*) lead back. 256 codes x 9 bits = 288 bytes, whatever was in the
+image.
+
+Two readings of the same layers, by name:
+- `VQVAE()` is the workbook's: pixels in [0, 1] in and out, no ReLU before the quantizer, a codebook
+  for each slot that starts from data and restarts idle codes.
+- `VQVAE.report()` is the report's, flaws included: the target is normalised and so lies mostly
+  outside the sigmoid's [0, 1], one randomly started codebook is shared by all slots.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .quantizer import VectorQuantizer
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CHANNELS = (3, 32, 64, 128, 256, 256)
+DOWNSCALE = 32  # five layers of stride 2
+
+
+class Encoder(nn.Sequential):
+    """Images (B, 3, H, W) to feature maps (B, 256, H/32, W/32).
+
+    Five Conv2d 4x4, stride 2, padding 1; BatchNorm and ReLU after the first four. The report has a
+    ReLU after the fifth too (`final_relu`): then no latent is ever negative, and a 64-dimensional
+    code has one of the space's 2^64 orthants to live in.
+    """
+
+    def __init__(self, final_relu: bool = False) -> None:
+        layers: list[nn.Module] = []
+        for i, (c_in, c_out) in enumerate(pairwise(CHANNELS)):
+            layers.append(nn.Conv2d(c_in, c_out, kernel_size=4, stride=2, padding=1))
+            if i < 4:
+                layers += [nn.BatchNorm2d(c_out), nn.ReLU()]
+        super().__init__(*layers, *([nn.ReLU()] if final_relu else []))
+
+
+class Decoder(nn.Sequential):
+    """Feature maps (B, 256, h, w) to values in [0, 1], (B, 3, 32h, 32w).
+
+    Five ConvTranspose2d 4x4, stride 2, padding 1; BatchNorm and ReLU after the first four, sigmoid
+    after the last.
+    """
+
+    def __init__(self) -> None:
+        layers: list[nn.Module] = []
+        for i, (c_in, c_out) in enumerate(pairwise(CHANNELS[::-1])):
+            layers.append(nn.ConvTranspose2d(c_in, c_out, kernel_size=4, stride=2, padding=1))
+            layers += [nn.BatchNorm2d(c_out), nn.ReLU()] if i < 4 else [nn.Sigmoid()]
+        super().__init__(*layers)
+
+
+class VQVAEOutput(NamedTuple):
+    """What `VQVAE.forward` returns."""
+
+    reconstruction: Tensor  # (B, 3, H, W), pixels in [0, 1]
+    raw: Tensor  # (B, 3, H, W), the decoder's own output; differs from it only in report()
+    loss: Tensor  # scalar: reconstruction_loss / data_variance + vq_loss
+    reconstruction_loss: Tensor  # scalar; MSE in the units of the target
+    vq_loss: Tensor  # scalar
+    codes: Tensor  # int64 (B, H/32, W/32, 4)
+    perplexity: Tensor  # scalar, of this batch
+
+
+class VQVAE(nn.Module):
+    """Encoder, vector quantizer, decoder.
+
+    Args:
+        num_embeddings, embedding_dim, commitment_cost: see `VectorQuantizer`.
+        normalize: the report's input: (x - ImageNet mean) / std goes into the encoder *and* is the
+            target of a decoder that ends in a sigmoid.
+        final_relu: see `Encoder`.
+        data_variance: what the reconstruction loss is divided by before the quantizer's loss is
+            added. Without it, an MSE of 0.002 is nothing beside the commitment loss, and the
+            encoder shrinks its latents instead of describing the image. 0.025 is the variance of
+            HAM10000 pixels in [0, 1]; 1 suits the report's normalised ones.
+        ema_decay, codebooks, data_init, restart_after: see `VectorQuantizer`; `codebooks=None`
+            makes one for each slot.
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int = 512,
+        embedding_dim: int = 64,
+        commitment_cost: float = 0.25,
+        *,
+        normalize: bool = False,
+        final_relu: bool = False,
+        data_variance: float = 0.025,
+        ema_decay: float | None = 0.99,
+        codebooks: int | None = None,
+        data_init: bool = True,
+        restart_after: int | None = 100,
+    ) -> None:
+        super().__init__()
+        self.slots = CHANNELS[-1] // embedding_dim
+        codebooks = self.slots if codebooks is None else codebooks
+        # Kept so that a file of weights can say how to build the model they fit.
+        self.config: dict[str, Any] = {
+            "num_embeddings": num_embeddings,
+            "embedding_dim": embedding_dim,
+            "commitment_cost": commitment_cost,
+            "normalize": normalize,
+            "final_relu": final_relu,
+            "data_variance": data_variance,
+            "ema_decay": ema_decay,
+            "codebooks": codebooks,
+            "data_init": data_init,
+            "restart_after": restart_after,
+        }
+        self.encoder = Encoder(final_relu)
+        self.quantizer = VectorQuantizer(
+            num_embeddings,
+            embedding_dim,
+            commitment_cost,
+            ema_decay=ema_decay,
+            codebooks=codebooks,
+            data_init=data_init,
+            restart_after=restart_after,
+        )
+        self.decoder = Decoder()
+        self.normalize, self.data_variance = normalize, data_variance
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+
+    @classmethod
+    def report(cls, ema_decay: float | None = 0.99) -> VQVAE:
+        """The report's model: 3,545,155 parameters, of which 65,536 are the codebook and its EMA
+        accumulator (512 x 64 each). With `ema_decay=None`, the gradient codebook that the report's
+        text describes but its count contradicts (3,512,387 parameters)."""
+        return cls(
+            normalize=True,
+            final_relu=True,
+            data_variance=1.0,
+            ema_decay=ema_decay,
+            codebooks=1,
+            data_init=False,
+            restart_after=None,
+        )
+
+    def forward(self, images: Tensor) -> VQVAEOutput:
+        """Encode, quantize, decode, and say how far off the result is.
+
+        Args:
+            images: float (B, 3, H, W), pixels in [0, 1], H and W divisible by 32.
+
+        Raises:
+            ValueError: wrong shape, or uint8 images.
+        """
+        target = self._target(images)
+        quantized = self.quantizer(self.encoder(target))
+        raw = self.decoder(quantized.vectors).float()
+        reconstruction_loss = F.mse_loss(raw, target)
+        return VQVAEOutput(
+            self._to_pixels(raw),
+            raw,
+            reconstruction_loss / self.data_variance + quantized.loss,
+            reconstruction_loss,
+            quantized.loss,
+            quantized.codes,
+            quantized.perplexity,
+        )
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Images, float (B, 3, H, W) in [0, 1], to codes, int64 (B, H/32, W/32, 4).
+
+        Call `eval()` first: in train() BatchNorm looks at the rest of the batch, and the codes of
+        an image would depend on its neighbours.
+        """
+        return self.quantizer.encode(self.encoder(self._target(images)))
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor) -> Tensor:
+        """Codes, int64 (B, h, w, 4), to pixels in [0, 1], float32 (B, 3, 32h, 32w).
+
+        Raises:
+            ValueError: wrong shape or dtype, or a code outside 0..num_embeddings-1.
+        """
+        if codes.ndim != 4 or codes.shape[-1] != self.slots or codes.dtype != torch.long:
+            raise ValueError(
+                f"codes must be int64 (B, h, w, {self.slots}), got {codes.dtype} "
+                f"{tuple(codes.shape)}"
+            )
+        if codes.numel() and not 0 <= codes.min() <= codes.max() < self.config["num_embeddings"]:
+            raise ValueError(
+                f"codes must lie in 0..{self.config['num_embeddings'] - 1}, got "
+                f"{int(codes.min())}..{int(codes.max())}"
+            )
+        return self._to_pixels(self.decoder(self.quantizer.lookup(codes)).float())
+
+    def _target(self, images: Tensor) -> Tensor:
+        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+            raise ValueError(
+                f"images must be float (B, 3, H, W) with pixels in [0, 1], got {images.dtype} "
+                f"{tuple(images.shape)}"
+            )
+        if images.shape[2] % DOWNSCALE or images.shape[3] % DOWNSCALE:
+            raise ValueError(
+                f"height and width must be divisible by {DOWNSCALE}, got {tuple(images.shape[2:])}"
+            )
+        return (images - self.mean) / self.std if self.normalize else images
+
+    def _to_pixels(self, raw: Tensor) -> Tensor:
+        return (raw * self.std + self.mean).clamp(0, 1) if self.normalize else raw

@@ -1,0 +1,130 @@
+"""Models as files: safetensors, which hold numbers only and can run no code.
+
+A file also says which class it fits and how that was built, so `load_model` needs only the path.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from .data import DataError, work_dir
+from .pixelcnn import PixelCNN, PixelRCNN
+from .vqvae import VQVAE
+
+MODELS: dict[str, type[nn.Module]] = {"VQVAE": VQVAE, "PixelCNN": PixelCNN, "PixelRCNN": PixelRCNN}
+PRETRAINED = Path(__file__).resolve().parent.parent / "data" / "pretrained"
+
+
+def run_folder(run: str | Path) -> Path:
+    """The folder of a run: `run` itself if absolute, else work_dir()/runs/run."""
+    return Path(run) if Path(run).is_absolute() else work_dir() / "runs" / run
+
+
+def save_model(
+    model: nn.Module, path: str | Path, dtype: torch.dtype | None = None, **notes: object
+) -> Path:
+    """Write a model's weights, and how to build it, to a safetensors file.
+
+    The file appears whole or not at all: it is written beside its place and then moved there.
+
+    Args:
+        model: a `VQVAE`, `PixelCNN` or `PixelRCNN`.
+        path: ends in .safetensors; folders are made.
+        dtype: torch.float16 halves the file; integers stay as they are.
+        notes: kept in the file as JSON, e.g. recipe="workbook", epochs=20.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {}
+    for name, tensor in model.state_dict().items():
+        tensor = tensor.detach().cpu().contiguous()
+        tensors[name] = tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
+    metadata = {
+        "model": type(model).__name__,
+        "config": json.dumps(getattr(model, "config", {})),
+        "notes": json.dumps(notes),
+    }
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    save_file(tensors, beside, metadata=metadata)
+    os.replace(beside, path)
+    return path
+
+
+def load_model(path: str | Path) -> nn.Module:
+    """Build the model that a file holds: float32, in eval(), on the CPU.
+
+    Raises:
+        FileNotFoundError: no such file.
+        DataError: it is not a file of `save_model`, or does not fit the class it names.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file of weights; train one first")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        model = MODELS[metadata["model"]](**json.loads(metadata["config"]))
+        model.load_state_dict(
+            {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
+        )
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"{path} does not hold a model of this version of vqlib: {error}. "
+            "Delete it and train again, or take a file that `save_model` wrote."
+        ) from error
+    return model.eval()
+
+
+def model_notes(path: str | Path) -> dict[str, object]:
+    """What `save_model` was told about the model: recipe, epochs, results."""
+    with safe_open(path, framework="pt") as file:
+        return json.loads((file.metadata() or {}).get("notes", "{}"))
+
+
+def load_pretrained(name: str = "ham10000") -> tuple[VQVAE, PixelCNN]:
+    """The VQ-VAE and prior that ship in data/pretrained/: float32, eval, on the CPU.
+
+    Raises:
+        FileNotFoundError: no models of that name; lists those there are.
+    """
+    folder = PRETRAINED / name
+    if not (folder / "vqvae.safetensors").is_file():
+        there = sorted(p.parent.name for p in PRETRAINED.glob("*/vqvae.safetensors"))
+        raise FileNotFoundError(
+            f"no pretrained model {name!r} in {PRETRAINED}; there are: {there or 'none'}. "
+            "They lie in the repository, outside the installed package: clone it."
+        )
+    return load_model(folder / "vqvae.safetensors"), load_model(folder / "prior.safetensors")
+
+
+def find_run(run: str, *files: str, pretrained: str = "ham10000") -> Path:
+    """Folder to go on from: that of an earlier run on this machine, else the one that ships.
+
+    Prints which of the two it is.
+
+    Args:
+        run: name of a run, as given to `train_vqvae` or `train_prior`.
+        files: what the folder must hold, such as "vqvae.safetensors".
+
+    Raises:
+        FileNotFoundError: neither has them all.
+    """
+    for folder, origin in (
+        (run_folder(run), f"this machine's own run {run}"),
+        (PRETRAINED / pretrained, f"the models that ship with the workbook, {pretrained}"),
+    ):
+        if all((folder / file).is_file() for file in files):
+            print(f"going on from {origin}")
+            return folder
+    raise FileNotFoundError(
+        f"neither the run {run} nor the shipped {pretrained} has {', '.join(files)}: run the "
+        "notebook before this one, or clone the repository, which holds the shipped models"
+    )
