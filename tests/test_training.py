@@ -1,0 +1,120 @@
+import json
+import signal
+
+import pytest
+import torch
+
+from vqlib import DataError, EncodedDataset, load_model, open_dataset, train_prior, train_vqvae
+from vqlib.data import Split
+from vqlib.loop import Progress, Schedule
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("VQLIB_HOME", str(tmp_path))
+    return tmp_path
+
+
+class StopAt(Progress):
+    """The stop button, pressed during some step; another run records its losses."""
+
+    def __init__(self, at=None):
+        super().__init__()
+        self.at = at
+
+    def start(self, title, total, done):
+        self.total = total
+
+    def step(self, step, logs):
+        if step == self.at:
+            signal.raise_signal(signal.SIGINT)
+
+    def mean(self, line):
+        pass
+
+    def epoch(self, logs, images):
+        pass
+
+
+def state(path):
+    return load_model(path).state_dict()
+
+
+def log(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4, 6])
+def test_resumed_vqvae_equals_uninterrupted(home, stop):
+    """Weights and log, to the last bit: stopped in an epoch, at its end, and in the next."""
+    data = open_dataset(lesions=21)
+    options = {"size": 64, "epochs": 2, "device": "cpu"}
+    quiet = StopAt()
+    train_vqvae(data, run="whole", progress=quiet, **options)
+    assert quiet.total >= 4
+    with pytest.raises(KeyboardInterrupt):
+        train_vqvae(data, run="parts", progress=StopAt(min(stop, quiet.total - 1)), **options)
+    train_vqvae(data, run="parts", progress=StopAt(), **options)
+    runs = home / "runs"
+    whole, parts = (state(runs / name / "vqvae.safetensors") for name in ("whole", "parts"))
+    assert all(torch.equal(whole[k], parts[k]) for k in whole)
+    assert log(runs / "whole" / "log.jsonl") == log(runs / "parts" / "log.jsonl")
+
+
+def codes(n=64):
+    torch.manual_seed(0)
+    half = torch.randint(16, (n, 2, 2, 2))
+    grid = torch.stack([half, half], -1).flatten(3)  # every second code repeats the one before
+    indices = torch.arange(n)
+    split = Split(indices[:-16], indices[-16:-8], indices[-8:])
+    return EncodedDataset(grid, indices % 7, split, torch.randn(4, 16, 8), "pairs")
+
+
+def test_resumed_prior_equals_uninterrupted_with_dropout(home):
+    small = {"conv_filters": 16, "embedding_dim": 4, "blocks": 1, "dropout": 0.3}
+    options = {"epochs": 3, "device": "cpu", **small}
+    train_prior(codes(), run="whole", progress=StopAt(), **options)
+    with pytest.raises(KeyboardInterrupt):
+        train_prior(codes(), run="parts", progress=StopAt(5), **options)
+    train_prior(codes(), run="parts", progress=StopAt(), **options)
+    whole, parts = (state(home / "runs" / n / "prior.safetensors") for n in ("whole", "parts"))
+    assert all(torch.equal(whole[k], parts[k]) for k in whole)
+
+
+def test_prior_learns_a_rule_that_tables_cannot(home):
+    """Half of the codes repeat the code before: 4 bits each alone, 2 on average with the rule."""
+    train_prior(
+        codes(256),
+        run="rule",
+        epochs=20,
+        device="cpu",
+        progress=StopAt(),
+        conv_filters=32,
+        embedding_dim=16,
+        blocks=1,
+        dropout=0.0,
+    )
+    epochs = [x for x in log(home / "runs/rule/log.jsonl") if "held_out" in x]
+    best = min(x["held_out"]["bits_per_code"] for x in epochs)
+    assert best < 3.4
+
+
+def test_another_run_in_the_folder_is_refused_and_left_alone(home):
+    data = open_dataset(lesions=21)
+    train_vqvae(data, run="mine", size=64, epochs=1, progress=StopAt())
+    before = (home / "runs/mine/vqvae.safetensors").read_bytes()
+    with pytest.raises(DataError, match=r"epochs: 1 there, 2 now.*another name"):
+        train_vqvae(data, run="mine", size=64, epochs=2, progress=StopAt())
+    (home / "runs/mine/checkpoint.pt").write_bytes(b"broken")
+    with pytest.raises(DataError, match=r"checkpoint\.pt can't be read"):
+        train_vqvae(data, run="mine", size=64, epochs=1, progress=StopAt())
+    assert (home / "runs/mine/vqvae.safetensors").read_bytes() == before
+
+
+def test_schedule():
+    plain = Schedule(lr=1e-3)
+    assert {plain.lr_at(step, 10) for step in range(10)} == {1e-3}
+    cosine = Schedule(lr=1.0, warmup=4, cosine=True)
+    rates = [cosine.lr_at(step, 104) for step in range(104)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert rates[54] == pytest.approx(0.5) and 0 < rates[-1] < 1e-3

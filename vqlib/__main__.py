@@ -1,0 +1,176 @@
+"""Long work without a notebook: `python -m vqlib COMMAND --help`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+from torchvision.utils import save_image
+
+from .codes import SPLITS, EncodedDataset, encode_dataset
+from .data import CLASSES, DataError, download, open_dataset
+from .metrics import code_bits, evaluate_vqvae, table_bits
+from .sampling import sample
+from .training import RECIPES, train_prior, train_vqvae
+from .weights import load_model
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit code. Errors of the user's making are one clear line."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        options.run_command(options)
+    except (DataError, FileNotFoundError, FileExistsError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m vqlib", description=__doc__)
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(name: str, run: object, text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(
+            name,
+            help=text,
+            description=text,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+        added.set_defaults(run_command=run)
+        return added
+
+    def add_data(p: argparse.ArgumentParser) -> None:
+        p.add_argument("--data", help="folder of images; default: as open_dataset()")
+        p.add_argument("--size", type=int, default=256, help="pixels, divisible by 32")
+
+    def add_training(p: argparse.ArgumentParser, run: str) -> None:
+        p.add_argument("--recipe", choices=RECIPES, default="workbook")
+        p.add_argument("--run", default=run, help="folder of the run; the same name resumes it")
+        p.add_argument("--epochs", type=int, help="default: the recipe's")
+        p.add_argument("--seed", type=int, default=0)
+        p.add_argument("--device", help="cuda, mps or cpu; default: the first that is there")
+
+    p = command("download", _download, "fetch the real images, with checksums (CC BY-NC 4.0)")
+    p.add_argument("which", choices=("isic2018", "ham10000"))
+    p.add_argument("--to", type=Path, default=Path("data"), help="folder")
+
+    p = command("train-vqvae", _train_vqvae, "train a VQ-VAE; run again to resume")
+    add_data(p)
+    add_training(p, "vqvae")
+
+    p = command("encode", _encode, "encode a data set into a file of codes")
+    add_data(p)
+    p.add_argument("--vqvae", type=Path, required=True, help="weights, .safetensors")
+    p.add_argument("--recipe", choices=RECIPES, default="workbook", help="whose split is kept")
+    p.add_argument("--out", type=Path, required=True, help="file to write, .safetensors")
+
+    p = command("train-prior", _train_prior, "train a prior on codes; run again to resume")
+    p.add_argument("--codes", type=Path, required=True, help="file written by encode")
+    add_training(p, "prior")
+
+    p = command("sample", _sample, "draw new lesions and write them as one picture")
+    p.add_argument("--vqvae", type=Path, required=True, help="weights, .safetensors")
+    p.add_argument("--prior", type=Path, required=True, help="weights, .safetensors")
+    p.add_argument("--n", type=int, default=16)
+    p.add_argument("--label", choices=CLASSES, help="diagnosis; default: none")
+    p.add_argument("--temperature", type=float, default=1.0)
+    p.add_argument("--top-k", type=int)
+    p.add_argument("--top-p", type=float)
+    p.add_argument("--grid", type=int, default=8, help="codes a side; 8 gives 256 pixels")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--out", type=Path, default=Path("samples.png"))
+
+    p = command("evaluate", _evaluate, "PSNR, SSIM, codebook use and bits per code on a split")
+    add_data(p)
+    p.add_argument("--vqvae", type=Path, required=True, help="weights, .safetensors")
+    p.add_argument("--prior", type=Path, help="weights, .safetensors")
+    p.add_argument("--split", choices=SPLITS, default="val", help="look at test once")
+    p.add_argument("--json", type=Path, help="also write the results here, PSNR of each image too")
+    return parser
+
+
+def _download(options: argparse.Namespace) -> None:
+    download(options.which, options.to)
+
+
+def _train_vqvae(options: argparse.Namespace) -> None:
+    train_vqvae(
+        open_dataset(options.data),
+        RECIPES[options.recipe],
+        run=options.run,
+        size=options.size,
+        epochs=options.epochs,
+        device=options.device,
+        seed=options.seed,
+    )
+
+
+def _encode(options: argparse.Namespace) -> None:
+    data = open_dataset(options.data)
+    split = RECIPES[options.recipe].split(data)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    encoded = encode_dataset(load_model(options.vqvae), data, options.size, split=split)
+    encoded.save(options.out)
+    print(f"{options.out}: {encoded}")
+
+
+def _train_prior(options: argparse.Namespace) -> None:
+    train_prior(
+        EncodedDataset.load(options.codes),
+        RECIPES[options.recipe],
+        run=options.run,
+        epochs=options.epochs,
+        device=options.device,
+        seed=options.seed,
+    )
+
+
+def _sample(options: argparse.Namespace) -> None:
+    vqvae, prior = load_model(options.vqvae), load_model(options.prior)
+    codes = sample(
+        prior,
+        options.n,
+        None if options.label is None else CLASSES.index(options.label),
+        options.temperature,
+        options.top_k,
+        options.top_p,
+        generator=torch.Generator().manual_seed(options.seed),
+        grid=(options.grid, options.grid),
+        progress=True,
+    )
+    save_image(vqvae.decode(codes), options.out, nrow=round(options.n**0.5))
+    print(f"{options.out}: {options.n} lesions that nobody has")
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    data, vqvae = open_dataset(options.data), load_model(options.vqvae)
+    split = data.split()
+    indices = split[SPLITS.index(options.split)]
+    result = evaluate_vqvae(vqvae, data.pixels(options.size), indices)
+    table: dict[str, object] = {"data": repr(data), "split": options.split, **result.summary()}
+    if options.prior is not None:
+        encoded = encode_dataset(vqvae, data, options.size, split=split)
+        codes, labels = encoded.codes[indices], encoded.labels[indices]
+        bits = code_bits(load_model(options.prior), codes, labels)
+        table["bits_per_code"] = float(bits.mean())
+        table["bytes_per_image"] = float(bits.flatten(1).sum(1).mean() / 8)
+        train = encoded.codes[split.train]
+        for name, value in table_bits(train, codes, encoded.num_embeddings).items():
+            table[f"bits_per_code, {name}"] = value
+    for name, value in table.items():
+        print(f"{name:36} {value:.4f}" if isinstance(value, float) else f"{name:36} {value}")
+    if options.json is not None:
+        names = [data.image_ids[i] for i in indices.tolist()]
+        table["psnr_db_of"] = dict(zip(names, result.psnr.tolist(), strict=True))
+        options.json.write_text(json.dumps(table, indent=1))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

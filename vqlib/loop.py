@@ -1,0 +1,298 @@
+"""Chapter 7, first half: the training loop that both models share.
+
+`fit` does what every training needs: number format, learning rate, a log of every step, the mean
+loss of the last 100 batches, a look at held-out data after each epoch, and checkpoints from which
+an interrupted run goes on as if nothing had happened. What is trained, and on what, is told to it
+by `training.py`.
+
+A run is a folder: `log.jsonl` (a line a step, a line an epoch), `checkpoint.pt`, `epoch_001.png`
+..., and at its end the weights as safetensors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.utils import save_image
+from tqdm.auto import tqdm
+
+from .data import DataError
+from .weights import run_folder
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How the optimizer's steps are taken."""
+
+    lr: float = 1e-3
+    warmup: int = 0  # steps over which the learning rate rises from 0
+    cosine: bool = False  # then falls to 0 along a cosine; otherwise it stays
+    clip: float | None = None  # largest norm of the gradient
+
+    def lr_at(self, step: int, total: int) -> float:
+        """Learning rate of a step, 0 <= step < total."""
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        if not self.cosine:
+            return self.lr
+        done = (step - self.warmup) / max(1, total - self.warmup)
+        return self.lr * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def pick_device() -> torch.device:
+    """CUDA if there is one, else Apple's MPS, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Number format of the layers; losses, quantizer and optimizer stay in float32."""
+
+    dtype: torch.dtype
+    why: str
+
+    @classmethod
+    def choose(cls, device: torch.device) -> Precision:
+        """The fastest format that the device computes natively and that needs no luck."""
+        if device.type == "cuda":
+            if torch.cuda.get_device_capability(device) >= (8, 0):
+                return cls(torch.bfloat16, "bf16 autocast: native on this GPU")
+            return cls(torch.float16, "fp16 autocast with loss scaling: this GPU has no bf16")
+        if device.type == "cpu" and _cpu_has_bf16():
+            return cls(torch.bfloat16, "bf16 autocast: this CPU multiplies it natively")
+        return cls(torch.float32, "float32: no faster format is native here")
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        return torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+
+def _cpu_has_bf16() -> bool:
+    """True if the CPU has bf16 products and PyTorch may use them (ATEN_CPU_CAPABILITY can forbid
+    it). Emulated bf16 is slower than float32."""
+    if not torch.backends.cpu.get_cpu_capability().startswith(("AVX512", "AMX")):
+        return False
+    with contextlib.suppress(OSError):
+        flags = Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0].split()
+        return not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags)
+    return False
+
+
+@dataclass
+class Progress:
+    """Shows a training in a terminal: a bar with ETA, and the report's lines.
+
+    `plots.LiveTraining` has the same methods and draws a curve in a notebook instead.
+    """
+
+    bar: tqdm | None = field(default=None, init=False)
+
+    def start(self, title: str, total: int, done: int) -> None:
+        self.bar = tqdm(desc=title, total=total, initial=done, unit="batch", disable=None)
+
+    def step(self, step: int, logs: dict[str, float]) -> None:
+        if self.bar is not None:
+            self.bar.update()
+
+    def mean(self, line: str) -> None:
+        """A mean over the last batches, ready to print."""
+        tqdm.write(line)
+
+    def epoch(self, logs: dict[str, float], images: Tensor | None) -> None:
+        """Held-out results; `images` (2n, 3, H, W): n originals, then n reconstructions."""
+        tqdm.write("  held out: " + ", ".join(f"{k} {v:.4g}" for k, v in logs.items()))
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+@contextlib.contextmanager
+def _interrupts_wait() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C, the notebook's stop button and a terminate signal wait for the end of the step, so
+    that no step is half done when the checkpoint is written. A second one does not wait."""
+    asked: list[int] = []
+
+    def ask(number: int, frame: object) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def _write_atomically(path: Path, state: dict[str, Any]) -> None:
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    torch.save(state, beside)
+    os.replace(beside, path)
+
+
+def _open_run(run: str | Path, config: dict[str, Any]) -> tuple[Path, dict[str, Any] | None]:
+    """The run's folder, and its checkpoint if it has one.
+
+    Raises:
+        DataError: the folder holds a run with other settings, or a broken checkpoint.
+    """
+    folder = run_folder(run)
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = folder / "config.json"
+    if settings.is_file():
+        old = json.loads(settings.read_text())
+        differ = [k for k in config | old if old.get(k) != config.get(k)]
+        if differ:
+            lines = "; ".join(f"{k}: {old.get(k)} there, {config.get(k)} now" for k in differ)
+            raise DataError(
+                f"{folder} holds a run with other settings ({lines}). "
+                "Give this one another name with run=..., or delete that folder."
+            )
+    settings.write_text(json.dumps(config, indent=1))
+    path = folder / "checkpoint.pt"
+    if not path.is_file():
+        return folder, None
+    try:
+        return folder, torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch names no narrower one for a damaged file
+        raise DataError(
+            f"{path} can't be read ({error}): delete it to start this run again"
+        ) from error
+
+
+def fit(
+    model: nn.Module,
+    *,
+    run: str | Path,
+    config: dict[str, Any],
+    schedule: Schedule,
+    epochs: int,
+    steps_per_epoch: int,
+    batches_of: Callable[[int, int], Iterator[Any]],
+    loss_of: Callable[[Any], tuple[Tensor, dict[str, Tensor]]],
+    after_epoch: Callable[[Path], tuple[dict[str, float], Tensor | None]],
+    device: torch.device,
+    seed: int,
+    progress: Any,
+    save_every: float = 300.0,
+) -> Path:
+    """Train `model` in place; go on from the run's checkpoint if there is one.
+
+    Args:
+        config: what makes this run what it is; a folder with another config is refused.
+        batches_of: (epoch, first batch) -> that epoch's batches from there on. They must depend on
+            nothing else, or a resumed run would differ from an uninterrupted one.
+        loss_of: batch -> loss and what to log beside it, scalars on the device.
+        after_epoch: folder -> held-out results to log, and pictures for `progress.epoch`.
+        save_every: seconds between checkpoints within an epoch.
+
+    Returns:
+        The run's folder.
+    """
+    folder, state = _open_run(run, config)
+    precision = Precision.choose(device)
+    model.to(device, memory_format=torch.channels_last)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(trained, lr=schedule.lr)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision.dtype == torch.float16)
+    total, step, log_bytes = epochs * steps_per_epoch, 0, 0
+    torch.manual_seed(seed)
+    if state is not None:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        scaler.load_state_dict(state["scaler"])
+        torch.set_rng_state(state["rng"])
+        if device.type == "cuda" and state["cuda_rng"] is not None:
+            torch.cuda.set_rng_state(state["cuda_rng"], device)
+        step, log_bytes = state["step"], state["log_bytes"]
+
+    log_path = folder / "log.jsonl"
+    log_path.touch()
+    os.truncate(log_path, log_bytes)  # what was logged after the checkpoint is done again
+
+    def save() -> None:
+        log.flush()
+        _write_atomically(
+            folder / "checkpoint.pt",
+            {
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "scaler": scaler.state_dict(),
+                "rng": torch.get_rng_state(),
+                "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+                "step": step,
+                "log_bytes": log_path.stat().st_size,
+            },
+        )
+
+    progress.start(f"{config['kind']} on {device}, {precision.why}", total, step)
+    with open(log_path, "a") as log, _interrupts_wait() as stop_asked:
+        saved, recent = time.monotonic(), []
+        for epoch in range(step // steps_per_epoch, epochs):
+            for batch in batches_of(epoch, step % steps_per_epoch):
+                model.train()
+                for group in optimizer.param_groups:
+                    group["lr"] = schedule.lr_at(step, total)
+                with precision.autocast(device):
+                    loss, extra = loss_of(batch)
+                optimizer.zero_grad(set_to_none=True)
+                scaler.scale(loss).backward()
+                if schedule.clip is not None:
+                    scaler.unscale_(optimizer)
+                    nn.utils.clip_grad_norm_(trained, schedule.clip)
+                scaler.step(optimizer)
+                scaler.update()
+
+                step += 1
+                logs = {"loss": loss.item(), **{k: v.item() for k, v in extra.items()}}
+                log.write(json.dumps({"step": step, "epoch": epoch + 1, **logs}) + "\n")
+                progress.step(step, logs)
+                recent.append(logs["loss"])
+                number = (step - 1) % steps_per_epoch + 1
+                if number % 100 == 0 or number == steps_per_epoch:
+                    progress.mean(
+                        f"Epoch {epoch + 1}, Batch {number}/{steps_per_epoch}, "
+                        f"Loss: {sum(recent) / len(recent):.6f}"
+                    )
+                    recent = []
+                if number == steps_per_epoch:
+                    continue  # the epoch's end saves, and may stop, just below
+                if stop_asked() or time.monotonic() - saved > save_every:
+                    save()
+                    saved = time.monotonic()
+                if stop_asked():
+                    progress.close()
+                    print(f"Stopped at step {step} of {total}: the same call goes on from there.")
+                    raise KeyboardInterrupt
+            held_out, pictures = after_epoch(folder)
+            log.write(json.dumps({"step": step, "epoch": epoch + 1, "held_out": held_out}) + "\n")
+            progress.epoch(held_out, pictures)
+            if pictures is not None:
+                path = folder / f"epoch_{epoch + 1:03d}.png"
+                save_image(pictures, path, nrow=len(pictures) // 2)
+            save()
+            saved = time.monotonic()
+            if stop_asked():
+                progress.close()
+                print(f"Stopped after epoch {epoch + 1}: the same call goes on from there.")
+                raise KeyboardInterrupt
+    progress.close()
+    return folder

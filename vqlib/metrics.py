@@ -1,0 +1,157 @@
+"""Numbers to judge by: PSNR and SSIM of images, bits of codes, and tables to beat.
+
+Everything here is measured on a whole split, never on a batch, and says on how many images.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics.functional.image import (
+    peak_signal_noise_ratio,
+    structural_similarity_index_measure,
+)
+
+from .data import Pixels, batches
+from .pixelcnn import PixelCNN
+from .quantizer import count_codes, perplexity
+from .vqvae import VQVAE
+
+
+def psnr(images: Tensor, targets: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of each image, in dB: 10 log10(1 / MSE).
+
+    Args:
+        images, targets: float (B, 3, H, W), pixels in [0, 1].
+
+    Returns:
+        float (B,). The mean of these is *not* the PSNR of the mean MSE.
+    """
+    return peak_signal_noise_ratio(images, targets, data_range=1.0, dim=(1, 2, 3), reduction="none")
+
+
+def ssim(images: Tensor, targets: Tensor) -> Tensor:
+    """Structural similarity of each image, Gaussian window 11, sigma 1.5 (Wang et al. 2004).
+
+    Args:
+        images, targets: float (B, 3, H, W), pixels in [0, 1].
+
+    Returns:
+        float (B,), at most 1.
+    """
+    return structural_similarity_index_measure(images, targets, data_range=1.0, reduction="none")
+
+
+@dataclass
+class Reconstruction:
+    """How well a VQ-VAE gives back n images."""
+
+    psnr: Tensor  # (n,) dB
+    ssim: Tensor  # (n,)
+    counts: Tensor  # int64 (slots, K), how often each code was used
+
+    @property
+    def used(self) -> Tensor:
+        """(slots,) number of codes used at least once in each slot."""
+        return (self.counts > 0).sum(-1)
+
+    @property
+    def perplexity(self) -> float:
+        """Over the whole split; geometric mean of the slots."""
+        return float(perplexity(self.counts).log().mean().exp())
+
+    def summary(self) -> dict[str, float | int]:
+        return {
+            "n": len(self.psnr),
+            "psnr_db": float(self.psnr.mean()),
+            "ssim": float(self.ssim.mean()),
+            "codes_used": int((self.counts.sum(0) > 0).sum()),
+            "perplexity": self.perplexity,
+        }
+
+
+@torch.inference_mode()
+def evaluate_vqvae(
+    vqvae: VQVAE, pixels: Pixels, indices: Tensor, batch_size: int = 32
+) -> Reconstruction:
+    """Reconstruct the images `indices` in eval() and compare pixel by pixel."""
+    device = next(vqvae.parameters()).device
+    was_training = vqvae.training
+    vqvae.eval()
+    quality, likeness = [torch.empty(0)], [torch.empty(0)]
+    counts: Tensor | int = 0
+    for images, _ in batches(pixels, indices, batch_size, shuffle=False):
+        images = images.to(device)
+        out = vqvae(images)
+        quality.append(psnr(out.reconstruction, images).cpu())
+        likeness.append(ssim(out.reconstruction, images).reshape(-1).cpu())
+        counts = counts + count_codes(out.codes, vqvae.quantizer.num_embeddings).cpu()
+    vqvae.train(was_training)
+    if isinstance(counts, int):
+        raise ValueError("no images to evaluate: the split is empty")
+    return Reconstruction(torch.cat(quality), torch.cat(likeness), counts)
+
+
+@torch.inference_mode()
+def code_bits(
+    prior: PixelCNN, codes: Tensor, labels: Tensor | None = None, batch_size: int = 64
+) -> Tensor:
+    """-log2 p of every code under the prior, in eval().
+
+    Args:
+        codes: int64 (N, h, w, slots).
+        labels: int64 (N,), or None for the unconditional path.
+
+    Returns:
+        float (N, h, w, slots), bits. Its sum over an image is the length of that image's codes in
+        a file written with the prior; its mean is the bits per code.
+    """
+    device = next(prior.parameters()).device
+    was_training = prior.training
+    prior.eval()
+    bits = []
+    for start in range(0, len(codes), batch_size):
+        part = codes[start : start + batch_size].to(device)
+        label = None if labels is None else labels[start : start + batch_size].to(device)
+        logits = prior(part, label).float()
+        nats = F.cross_entropy(logits.flatten(0, 3), part.flatten(), reduction="none")
+        bits.append((nats / math.log(2)).view(part.shape).cpu())
+    prior.train(was_training)
+    return torch.cat(bits)
+
+
+def table_bits(train: Tensor, held_out: Tensor, num_embeddings: int) -> dict[str, float]:
+    """Bits per code of priors that are only tables: what a learned prior has to beat.
+
+    Args:
+        train, held_out: int64 (N, h, w, slots). Tables are counted on `train` and paid for on
+            `held_out`.
+
+    Returns:
+        bits per code on `held_out`: "uniform" over all codes; "unigram", one table for each slot;
+        "unigram per position", one for each slot of each position. The smoothing constant of each
+        is the best of a few by leaving a tenth of `train` out.
+    """
+
+    def bits(counted: Tensor, paid: Tensor, alpha: float) -> float:
+        """Columns are places with a table of their own; rows are images."""
+        counts = count_codes(counted, num_embeddings).float() + alpha
+        log_p = (counts / counts.sum(-1, keepdim=True)).log2()  # (places, K)
+        return float(-log_p.gather(1, paid.T).mean())
+
+    results = {"uniform": math.log2(num_embeddings)}
+    cut = max(1, len(train) // 10)
+    for name, start in (("unigram", 3), ("unigram per position", 1)):
+        counted, paid = (
+            codes.flatten(1, 2).flatten(0, 1) if start == 3 else codes.flatten(1)
+            for codes in (train, held_out)
+        )
+        rows = cut * (len(counted) // len(train))
+        alphas = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+        best = min(alphas, key=lambda a: bits(counted[rows:], counted[:rows], a))
+        results[name] = bits(counted, paid, best)
+    return results

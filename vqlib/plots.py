@@ -1,0 +1,282 @@
+"""What the notebooks draw. Nothing here computes a result; every figure has a title and labels."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from .weights import run_folder
+
+WIDTH = 9.0  # inches: the width of a notebook
+
+
+def use_style() -> None:
+    """Figures as JPEG (a fifth of PNG's size for photographs), one look for all notebooks."""
+    plt.rcParams.update(
+        {
+            "figure.dpi": 90,
+            "figure.figsize": (WIDTH, 3.2),
+            "figure.constrained_layout.use": True,
+            "axes.grid": True,
+            "grid.alpha": 0.3,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.titlesize": 11,
+            "font.size": 10,
+            "image.cmap": "viridis",
+        }
+    )
+    try:
+        from matplotlib_inline.backend_inline import set_matplotlib_formats
+    except ImportError:  # not in a notebook
+        return
+    set_matplotlib_formats("jpeg", pil_kwargs={"quality": 88})
+
+
+def show_source(*things: Any) -> None:
+    """Show the source of functions, classes or methods as it stands in the library right now."""
+    from IPython.display import Markdown, display
+
+    text = "\n\n".join(inspect.cleandoc("\n" + inspect.getsource(thing)) for thing in things)
+    module = inspect.getmodule(things[0])
+    display(Markdown(f"`{module.__name__ if module else ''}`\n\n```python\n{text}\n```"))
+
+
+def _picture(image: Tensor) -> np.ndarray:
+    """(3, H, W) or (H, W), float in [0, 1] or uint8, to what imshow takes."""
+    image = image.detach().cpu()
+    image = image.movedim(0, -1) if image.ndim == 3 else image
+    return image.clamp(0, 1).numpy() if image.is_floating_point() else image.numpy()
+
+
+def images(
+    pictures: Tensor | Sequence[Tensor],
+    titles: Sequence[str] | None = None,
+    *,
+    columns: int = 8,
+    title: str = "",
+    rows: Sequence[str] | None = None,
+) -> Figure:
+    """A grid of pictures.
+
+    Args:
+        pictures: (N, 3, H, W) or a sequence of (3, H, W); float in [0, 1] or uint8.
+        titles: one for each picture.
+        rows: a label for each row of the grid.
+    """
+    count = len(pictures)
+    height = -(-count // columns)
+    side = WIDTH / columns
+    figure, axes = plt.subplots(
+        height,
+        columns,
+        figsize=(WIDTH, height * (side + (0.25 if titles else 0)) + (0.35 if title else 0)),
+        squeeze=False,
+    )
+    for i, axis in enumerate(axes.flat):
+        axis.grid(False)
+        axis.set_xticks([])
+        axis.set_yticks([])
+        for spine in axis.spines.values():
+            spine.set_visible(False)
+        if i < count:
+            axis.imshow(_picture(pictures[i]), interpolation="antialiased")
+            if titles:
+                axis.set_title(titles[i], fontsize=9)
+    for axis, label in zip(axes[:, 0], rows or [], strict=False):
+        axis.set_ylabel(label, fontsize=9)
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def read_log(run: str | Path) -> tuple[list[dict], list[dict]]:
+    """The lines of a run's log.jsonl: those of steps, and those of epochs (with "held_out")."""
+    path = run_folder(run) / "log.jsonl"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no log; is {run!r} the name of a run?")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [x for x in lines if "held_out" not in x], [x for x in lines if "held_out" in x]
+
+
+def smooth(values: Sequence[float], width: int) -> np.ndarray:
+    """Mean over the last `width` values, or as many as there are."""
+    total = np.cumsum(np.insert(np.asarray(values, dtype=float), 0, 0.0))
+    end = np.arange(1, len(values) + 1)
+    start = np.maximum(end - width, 0)
+    return (total[end] - total[start]) / (end - start)
+
+
+def losses(run: str | Path, keys: Sequence[str] | None = None) -> Figure:
+    """Every scalar that a run has logged, by step, with held-out values as dots.
+
+    It stands where the report used a hosted service: the log is a file of the run's own.
+    """
+    steps, epochs = read_log(run)
+    keys = keys or [k for k in steps[0] if k not in ("step", "epoch")]
+    figure, axes = plt.subplots(1, len(keys), figsize=(WIDTH, 2.8), squeeze=False)
+    for axis, key in zip(axes.flat, keys, strict=True):
+        values = [line[key] for line in steps]
+        at = [line["step"] for line in steps]
+        axis.plot(at, values, alpha=0.25, color="C0")
+        axis.plot(at, smooth(values, 100), color="C0", label="mean of last 100 batches")
+        held_out = [(x["step"], x["held_out"][key]) for x in epochs if key in x["held_out"]]
+        if held_out:
+            axis.plot(*zip(*held_out, strict=True), "o", color="C1", label="held out")
+        if "loss" in key and min(values) > 0:
+            axis.set_yscale("log")
+        axis.set(title=key.replace("_", " "), xlabel="step")
+    axes[0, 0].legend(fontsize=8)
+    figure.suptitle(f"run {Path(run).name}")
+    return figure
+
+
+class LiveTraining:
+    """A live curve for `train_vqvae` and `train_prior` in a notebook, with time left.
+
+    One figure, updated in place at most every `every` seconds; after each epoch held-out images
+    stand above their reconstructions. Has the methods of `loop.Progress`.
+    """
+
+    def __init__(self, key: str = "loss", label: str | None = None, every: float = 2.0) -> None:
+        self.key, self.label, self.every = key, label or key.replace("_", " "), every
+        self.values: list[float] = []
+        self.held_out: list[tuple[int, dict[str, float]]] = []
+        self.lines: list[str] = []
+
+    def start(self, title: str, total: int, done: int) -> None:
+        from IPython.display import display
+
+        print(title)
+        self.title, self.total, self.first, self.now = title, total, done, done
+        self.began = self.drawn = time.monotonic()
+        self.figure, (self.curve, self.pictures) = plt.subplots(
+            2, 1, figsize=(WIDTH, 5.2), height_ratios=[1.3, 1]
+        )
+        self.pictures.axis("off")
+        self._draw()
+        self.handle = display(self.figure, display_id=True)
+
+    def step(self, step: int, logs: dict[str, float]) -> None:
+        self.now = step
+        self.values.append(logs[self.key])
+        if time.monotonic() - self.drawn > self.every:
+            self._draw()
+            self.handle.update(self.figure)
+
+    def mean(self, line: str) -> None:
+        self.lines.append(line)
+
+    def epoch(self, logs: dict[str, float], images: Tensor | None) -> None:
+        self.held_out.append((self.now, logs))
+        if images is not None:
+            grid = make_grid(images, nrow=len(images) // 2, padding=4, pad_value=1.0)
+            self.pictures.cla()
+            self.pictures.imshow(_picture(grid), interpolation="antialiased")
+            self.pictures.set_title("held-out images, and their reconstructions below", fontsize=9)
+            self.pictures.axis("off")
+
+    def close(self) -> None:
+        self._draw()
+        self.handle.update(self.figure)
+        plt.close(self.figure)  # or the inline backend would show it a second time
+        for line in self.lines[-3:]:
+            print(line)
+        if self.held_out:
+            results = ", ".join(f"{k} {v:.4g}" for k, v in self.held_out[-1][1].items())
+            print(f"held out: {results}")
+
+    def _draw(self) -> None:
+        self.drawn = time.monotonic()
+        axis = self.curve
+        axis.cla()
+        at = np.arange(len(self.values)) + self.first + 1
+        if self.values:
+            axis.plot(at, self.values, alpha=0.25, color="C0")
+            axis.plot(at, smooth(self.values, 100), color="C0", label="mean of last 100 batches")
+            held_out = [(s, logs[self.key]) for s, logs in self.held_out if self.key in logs]
+            if held_out:
+                axis.plot(*zip(*held_out, strict=True), "o", color="C1", label="held out")
+            axis.legend(fontsize=8, loc="upper right")
+            if min(self.values) > 0:
+                axis.set_yscale("log")
+        done = self.now - self.first
+        left = (self.drawn - self.began) / done * (self.total - self.now) if done else 0.0
+        state = f", about {left:.0f} s left" if left >= 1 else ""
+        axis.set(
+            title=f"step {self.now} of {self.total}{state}",
+            xlabel="step",
+            ylabel=self.label,
+            xlim=(0, self.total),
+        )
+
+
+def code_grids(codes: Tensor, num_embeddings: int = 512, title: str = "") -> Figure:
+    """Codes as pictures: a row for each image, a column for each slot.
+
+    Args:
+        codes: int64 (n, h, w, slots). A colour is a code's number; near colours mean nothing.
+    """
+    n, _, _, slots = codes.shape
+    figure, axes = plt.subplots(n, slots, figsize=(WIDTH, WIDTH / slots * n * 0.8), squeeze=False)
+    for i in range(n):
+        for slot in range(slots):
+            axis = axes[i, slot]
+            axis.imshow(codes[i, :, :, slot], cmap="nipy_spectral", vmin=0, vmax=num_embeddings)
+            axis.set(xticks=[], yticks=[], title=f"slot {slot}" if i == 0 else "")
+            axis.grid(False)
+    figure.suptitle(title)
+    return figure
+
+
+def usage(counts: Tensor, title: str = "How often each code is used") -> Figure:
+    """Codes of each slot in the order of their frequency.
+
+    Args:
+        counts: int64 (slots, K), over a whole split; see `count_codes`.
+    """
+    figure, axis = plt.subplots()
+    for slot, row in enumerate(counts):
+        share = (row.sort(descending=True).values / row.sum()).numpy()
+        used = int((row > 0).sum())
+        axis.plot(np.arange(1, used + 1), share[:used], label=f"slot {slot}: {used} used")
+    axis.axhline(1 / counts.shape[1], color="grey", ls=":", label="all alike")
+    axis.set(yscale="log", xlabel="code, by rank", ylabel="share of the positions", title=title)
+    axis.legend(fontsize=8)
+    return figure
+
+
+def mask(axis: Axes, weights: Tensor, title: str) -> None:
+    """A kernel's mask: 1 where the convolution looks, 0 where it must not.
+
+    Args:
+        weights: (rows, columns) of 0 and 1.
+    """
+    axis.imshow(weights, cmap="Blues", vmin=0, vmax=1.4)
+    for (row, column), value in np.ndenumerate(weights.numpy()):
+        axis.text(column, row, int(value), ha="center", va="center", fontsize=8)
+    axis.set(title=title, xticks=[], yticks=[])
+    axis.grid(False)
+
+
+def dependency(axis: Axes, seen: Tensor, title: str) -> None:
+    """The matrix of `dependencies`; everything on or above the red diagonal is a leak."""
+    n = len(seen)
+    axis.imshow(seen.float(), cmap="Blues", vmin=0, vmax=1.4, interpolation="nearest")
+    leak = torch.full((n, n, 4), 0.0)
+    leak[seen.triu()] = torch.tensor([0.84, 0.15, 0.16, 1.0])
+    axis.imshow(leak, interpolation="nearest")
+    axis.plot([-0.5, n - 0.5], [-0.5, n - 0.5], color="C3", lw=0.6)
+    axis.set(title=title, xlabel="input code", ylabel="output code")
+    axis.grid(False)

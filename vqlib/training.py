@@ -1,0 +1,264 @@
+"""Chapter 7, second half: two models, two recipes.
+
+`train_vqvae` and `train_prior` set up what differs (model, batches, loss, held-out check) and hand
+it to `fit`. What a training does is named by a recipe: `REPORT` is faithful to the report, flaws
+included; `WORKBOOK` is right.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .codes import EncodedDataset
+from .data import LesionDataset, Split, batches, dihedral, rotate_and_flip
+from .loop import Progress, Schedule, fit, pick_device
+from .metrics import code_bits, evaluate_vqvae
+from .pixelcnn import PixelCNN, PixelRCNN
+from .vqvae import IMAGENET_MEAN, VQVAE
+from .weights import load_model, run_folder, save_model
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a training does, by name."""
+
+    name: str
+    vqvae: Callable[[], VQVAE]
+    augment: Callable[[Tensor, torch.Generator], Tensor]  # uint8 batch -> float32 in [0, 1]
+    fit: str  # "crop" keeps the aspect, "squash" does not
+    split_by: str  # "lesion" or "image"
+    split_fractions: tuple[float, float, float]
+    vqvae_epochs: int
+    prior_epochs: int
+    batch_size: int = 16
+    schedule: Schedule = field(default_factory=Schedule)
+    label_dropout: float = 0.1  # how often the prior is not told the class
+
+    def split(self, data: LesionDataset) -> Split:
+        return data.split(fractions=self.split_fractions, by=self.split_by)
+
+
+REPORT = Recipe(
+    name="report",
+    vqvae=VQVAE.report,
+    # The report rotates images whose corners then are 0. Its losses fit only if that happened
+    # after normalising, where 0 is ImageNet's mean colour.
+    augment=partial(rotate_and_flip, degrees=30.0, corners=IMAGENET_MEAN),
+    fit="squash",
+    split_by="image",
+    split_fractions=(0.9, 0.05, 0.05),
+    vqvae_epochs=20,
+    prior_epochs=100,
+)
+WORKBOOK = Recipe(
+    name="workbook",
+    vqvae=VQVAE,
+    augment=dihedral,
+    fit="crop",
+    split_by="lesion",
+    split_fractions=(0.8, 0.1, 0.1),
+    vqvae_epochs=20,
+    prior_epochs=40,
+    schedule=Schedule(lr=2e-3, warmup=100, cosine=True, clip=1.0),
+)
+RECIPES = {recipe.name: recipe for recipe in (REPORT, WORKBOOK)}
+
+
+def train_vqvae(
+    data: LesionDataset,
+    recipe: Recipe = WORKBOOK,
+    *,
+    run: str | Path = "vqvae",
+    size: int = 256,
+    epochs: int | None = None,
+    device: torch.device | str | None = None,
+    seed: int = 0,
+    progress: Any = None,
+) -> VQVAE:
+    """Train a VQ-VAE, or go on training it, or load it if it is trained already.
+
+    Args:
+        data: see `open_dataset`; the recipe splits it, and only its training part is learnt from.
+        run: the run's folder; a relative name lies in work_dir()/runs.
+        size: pixels, divisible by 32.
+        epochs: the recipe's number if None.
+        device: CUDA, MPS or CPU, whichever is there, if None.
+        progress: `Progress()` if None; in notebooks `plots.LiveTraining()`.
+
+    Returns:
+        The model in eval(), on the CPU. The folder also has it, as vqvae.safetensors.
+
+    Raises:
+        DataError: the folder holds another run.
+        KeyboardInterrupt: stopped; a checkpoint has been written.
+    """
+    device = torch.device(device) if device is not None else pick_device()
+    epochs = recipe.vqvae_epochs if epochs is None else epochs
+    split = recipe.split(data)
+    train = split.train
+    pixels = data.pixels(size, recipe.fit)
+    torch.manual_seed(seed)
+    vqvae = recipe.vqvae()
+    shown, _ = next(batches(pixels, split.val[:8], batch_size=8, shuffle=False))
+
+    def batches_of(epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        return batches(
+            pixels, train, recipe.batch_size, recipe.augment, seed=seed, epoch=epoch, start=start
+        )
+
+    def loss_of(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        out = vqvae(batch[0].to(device, non_blocking=True))
+        return out.loss, {
+            "reconstruction_loss": out.reconstruction_loss,
+            "vq_loss": out.vq_loss,
+            "perplexity": out.perplexity,
+        }
+
+    def after_epoch(folder: Path) -> tuple[dict[str, float], Tensor]:
+        result = evaluate_vqvae(vqvae, pixels, split.val)
+        vqvae.eval()
+        with torch.inference_mode():
+            rebuilt = vqvae(shown.to(device)).reconstruction.cpu()
+        return result.summary(), torch.cat([shown, rebuilt])
+
+    folder = fit(
+        vqvae,
+        run=run,
+        config={
+            "kind": "VQ-VAE",
+            "recipe": recipe.name,
+            "data": repr(data),
+            "train_images": len(train),
+            "size": size,
+            "epochs": epochs,
+            "seed": seed,
+            "model": vqvae.config,
+        },
+        schedule=recipe.schedule,
+        epochs=epochs,
+        steps_per_epoch=-(-len(train) // recipe.batch_size),
+        batches_of=batches_of,
+        loss_of=loss_of,
+        after_epoch=after_epoch,
+        device=device,
+        seed=seed,
+        progress=progress or Progress(),
+    )
+    vqvae.to("cpu").eval()
+    notes = {"recipe": recipe.name, "data": repr(data), "size": size, "epochs": epochs}
+    save_model(vqvae, folder / "vqvae.safetensors", **notes, seed=seed)
+    return vqvae
+
+
+def train_prior(
+    encoded: EncodedDataset,
+    recipe: Recipe = WORKBOOK,
+    *,
+    run: str | Path = "prior",
+    epochs: int | None = None,
+    device: torch.device | str | None = None,
+    seed: int = 0,
+    progress: Any = None,
+    **model_options: Any,
+) -> PixelCNN | PixelRCNN:
+    """Train a prior on codes, or go on training it, or load it if it is trained already.
+
+    With `WORKBOOK`, a `PixelCNN` (made with `model_options`) and cross-entropy; the weights kept
+    are those of the epoch with the fewest bits per code on the validation split. With `REPORT`, a
+    `PixelRCNN` and MSE on the quantized vectors; the last weights are kept.
+
+    Returns:
+        The model in eval(), on the CPU. The folder also has it, as prior.safetensors.
+
+    Raises:
+        DataError: the folder holds another run.
+        KeyboardInterrupt: stopped; a checkpoint has been written.
+    """
+    device = torch.device(device) if device is not None else pick_device()
+    epochs = recipe.prior_epochs if epochs is None else epochs
+    train, val = encoded.split.train, encoded.split.val
+    steps = -(-len(train) // recipe.batch_size)
+    torch.manual_seed(seed)
+    is_report = recipe.name == REPORT.name
+    if is_report:
+        prior: PixelCNN | PixelRCNN = PixelRCNN(encoded.vectors(0).shape[0], **model_options)
+        variance = encoded.vectors(train[:1024]).var()
+    else:
+        prior = PixelCNN(encoded.num_embeddings, encoded.codes.shape[-1], **model_options)
+
+    def batches_of(epoch: int, start: int) -> Iterator[Tensor]:
+        order = torch.randperm(
+            len(train), generator=torch.Generator().manual_seed(seed * 100_003 + epoch)
+        )
+        return iter(train[order].split(recipe.batch_size)[start:])
+
+    def mse_loss(indices: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        vectors = encoded.vectors(indices).to(device)
+        loss = F.mse_loss(prior(vectors).float(), vectors)
+        return loss, {"mse_over_variance": loss / variance}
+
+    def cross_entropy(indices: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        codes, labels = encoded.codes[indices].to(device), encoded.labels[indices]
+        dropped = torch.rand(len(labels)) < recipe.label_dropout
+        labels = labels.masked_fill(dropped, prior.num_classes).to(device)
+        logits = prior(codes, labels).float().flatten(0, 3)
+        loss = F.cross_entropy(logits, codes.flatten())
+        top1 = (logits.argmax(-1) == codes.flatten()).float().mean()
+        return loss, {"bits_per_code": loss / math.log(2), "top1": top1}
+
+    best = math.inf
+
+    @torch.inference_mode()
+    def after_epoch(folder: Path) -> tuple[dict[str, float], None]:
+        nonlocal best
+        path = folder / "prior.safetensors"
+        prior.eval()
+        if is_report:
+            parts = [encoded.vectors(i).to(device) for i in val.split(64)]
+            sums = [F.mse_loss(prior(x).float(), x, reduction="sum").item() for x in parts]
+            mse = sum(sums) / sum(x.numel() for x in parts)
+            save_model(prior, path, recipe=recipe.name, val_mse=mse, data=encoded.source)
+            return {"mse": mse, "mse_over_variance": mse / float(variance)}, None
+        bits = float(code_bits(prior, encoded.codes[val], encoded.labels[val]).mean())
+        if bits < best:
+            best = bits
+            save_model(prior, path, recipe=recipe.name, val_bits=bits, data=encoded.source)
+        return {"bits_per_code": bits}, None
+
+    log = run_folder(run) / "log.jsonl"
+    if log.is_file():  # a resumed run must know its best epoch so far
+        for line in log.read_text().splitlines():
+            best = min(best, json.loads(line).get("held_out", {}).get("bits_per_code", best))
+    folder = fit(
+        prior,
+        run=run,
+        config={
+            "kind": "prior",
+            "recipe": recipe.name,
+            "data": encoded.source,
+            "train_images": len(train),
+            "epochs": epochs,
+            "seed": seed,
+            "model": getattr(prior, "config", {}),
+        },
+        schedule=recipe.schedule,
+        epochs=epochs,
+        steps_per_epoch=steps,
+        batches_of=batches_of,
+        loss_of=mse_loss if is_report else cross_entropy,
+        after_epoch=after_epoch,
+        device=device,
+        seed=seed,
+        progress=progress or Progress(),
+    )
+    return load_model(folder / "prior.safetensors")
