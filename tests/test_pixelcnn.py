@@ -91,6 +91,18 @@ def test_logits_do_not_change_when_later_codes_do():
     assert torch.equal(before[rows, rows], after[rows, rows])
 
 
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_maps_smaller_than_the_kernel(size):
+    """Same output as with the whole kernel, and a gradient in bf16 that is finite."""
+    conv = MaskedConv2d("A", 128, 120, 7, slots=4)
+    x = torch.randn(4, 128, size, size)
+    whole = F.conv2d(x, conv.weight * conv.mask, conv.bias, padding=3)
+    assert torch.allclose(conv(x), whole, atol=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        conv(x).float().square().sum().backward()
+    assert conv.weight.grad.isfinite().all()
+
+
 def test_labels_matter_once_learnt_and_none_is_the_last_row():
     prior = small_prior().eval()
     codes = torch.randint(16, (2, 4, 4, 4))

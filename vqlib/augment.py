@@ -95,17 +95,17 @@ def rotate_and_flip(
     ).view(count, 2, 2)
     padding = "reflection" if corners == "reflect" else "zeros"
     # grid_sample can only fill with zeros, so make the wanted colour the zero.
-    colour = torch.tensor((0.0,) * 3 if isinstance(corners, str) else corners).view(3, 1, 1)
+    colour = None if isinstance(corners, str) else torch.tensor(corners).view(3, 1, 1)
     out = torch.empty(images.shape, memory_format=torch.channels_last)
     for start in range(0, count, 4):  # few enough to stay in the processor's cache
         part = slice(start, start + 4)
+        pixels = to_float(images[part])
+        pixels = pixels if colour is None else pixels - colour
         turned = F.grid_sample(
-            to_float(images[part]) - colour,
-            _grid(matrices[part], images),
-            padding_mode=padding,
-            align_corners=False,
+            pixels, _grid(matrices[part], images), padding_mode=padding, align_corners=False
         )
-        out[part] = turned.add_(colour).clamp_(0, 1)
+        turned = turned if colour is None else turned.add_(colour)
+        out[part] = turned.clamp_(0, 1)
     return out
 
 

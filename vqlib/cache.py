@@ -1,8 +1,8 @@
 """Chapter 1, at rest: all images as uint8 squares in one file, computed once.
 
-To decode and scale a photograph takes longer than to train on it, and every epoch would do it
-again. So it is done once. The file is mapped into memory: the operating system reads the pages that
-are asked for and keeps those it has room for, whether the data set fits into memory or not.
+Decoding and scaling a photograph gives the same bytes in every epoch, so it is done once. The file
+is mapped into memory: the operating system reads the pages that are asked for and keeps those it
+has room for, whether the data set fits into memory or not.
 """
 
 from __future__ import annotations

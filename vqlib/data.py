@@ -183,7 +183,8 @@ class LesionDataset:
 
         Each lesion's place in the queue is a hash of its name, and train, val and test are cut
         from the queue in this order. So the split is the same on every machine, and a part of the
-        data set is split almost like the whole: what was trained on there isn't tested on here.
+        data set is split almost like the whole: hardly a lesion is for training there and for
+        testing here.
         A class of at least three lesions appears on all three sides.
 
         Raises:

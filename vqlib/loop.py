@@ -263,6 +263,11 @@ def fit(
 
                 step += 1
                 logs = {"loss": loss.item(), **{k: v.item() for k, v in extra.items()}}
+                if not math.isfinite(logs["loss"]):
+                    raise FloatingPointError(
+                        f"the loss is {logs['loss']} at step {step}. Nothing of this step is kept: "
+                        "lower the learning rate, and the same call goes on from the checkpoint."
+                    )
                 log.write(json.dumps({"step": step, "epoch": epoch + 1, **logs}) + "\n")
                 progress.step(step, logs)
                 recent.append(logs["loss"])

@@ -34,7 +34,8 @@ class MaskedConv2d(nn.Conv2d):
     read features that already obey the order, and take "B". With `slots=1` this is the mask of the
     report; with 3, PixelCNN's R, G, B; here 4.
 
-    The mask is a buffer: it moves with the module, and is not trained.
+    The mask is a buffer: it moves with the module and is not trained. It is not saved either, since
+    its arguments say all of it.
 
     Raises:
         ValueError: mask type other than "A" or "B", even kernel, channels not divisible by slots.
@@ -69,10 +70,17 @@ class MaskedConv2d(nn.Conv2d):
         group_in = torch.arange(in_channels) * slots // in_channels
         earlier = torch.lt if mask_type == "A" else torch.le
         mask[:, :, middle, middle] = earlier(group_in[None, :], group_out[:, None]).float()
-        self.register_buffer("mask", mask)
+        self.register_buffer("mask", mask, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, self.weight * self.mask, self.bias)
+        weight, padding = self.weight * self.mask, self.padding[0]
+        # Taps further off than the map is wide meet nothing but padding. They are left out because
+        # PyTorch's bf16 gradient on a CPU is wrong for them (infinite, on a 2 x 2 map).
+        excess = self.kernel_size[0] // 2 - max(x.shape[-2:]) + 1
+        if excess > 0:
+            weight = weight[:, :, excess:-excess, excess:-excess]
+            padding -= excess
+        return F.conv2d(x, weight, self.bias, padding=padding)
 
     def extra_repr(self) -> str:
         return f"{self.mask_type}, {super().extra_repr()}, slots={self.slots}"
@@ -200,6 +208,8 @@ class PixelCNN(nn.Module):
             for _ in range(blocks)
         )
         self.head = MaskedConv2d("B", conv_filters, slots * num_embeddings, 1, slots=slots)
+        with torch.no_grad():  # the first guess is nearly uniform: log2(K) bits a code
+            self.head.weight.mul_(0.1)
 
     def forward(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
         """Logits of every code, given all the codes before it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,10 +14,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from .quantizer import nearest_codes
 from .weights import run_folder
 
 WIDTH = 9.0  # inches: the width of a notebook
@@ -149,8 +152,15 @@ class LiveTraining:
     stand above their reconstructions. Has the methods of `loop.Progress`.
     """
 
-    def __init__(self, key: str = "loss", label: str | None = None, every: float = 2.0) -> None:
+    def __init__(
+        self,
+        key: str = "loss",
+        label: str | None = None,
+        every: float = 2.0,
+        with_images: bool = True,  # a prior has none to show
+    ) -> None:
         self.key, self.label, self.every = key, label or key.replace("_", " "), every
+        self.with_images = with_images
         self.values: list[float] = []
         self.held_out: list[tuple[int, dict[str, float]]] = []
         self.lines: list[str] = []
@@ -161,10 +171,13 @@ class LiveTraining:
         print(title)
         self.title, self.total, self.first, self.now = title, total, done, done
         self.began = self.drawn = time.monotonic()
-        self.figure, (self.curve, self.pictures) = plt.subplots(
-            2, 1, figsize=(WIDTH, 5.2), height_ratios=[1.3, 1]
-        )
-        self.pictures.axis("off")
+        if self.with_images:
+            self.figure, (self.curve, self.pictures) = plt.subplots(
+                2, 1, figsize=(WIDTH, 5.2), height_ratios=[1.3, 1]
+            )
+            self.pictures.axis("off")
+        else:
+            self.figure, self.curve = plt.subplots()
         self._draw()
         self.handle = display(self.figure, display_id=True)
 
@@ -180,7 +193,7 @@ class LiveTraining:
 
     def epoch(self, logs: dict[str, float], images: Tensor | None) -> None:
         self.held_out.append((self.now, logs))
-        if images is not None:
+        if images is not None and self.with_images:
             grid = make_grid(images, nrow=len(images) // 2, padding=4, pad_value=1.0)
             self.pictures.cla()
             self.pictures.imshow(_picture(grid), interpolation="antialiased")
@@ -280,3 +293,141 @@ def dependency(axis: Axes, seen: Tensor, title: str) -> None:
     axis.plot([-0.5, n - 0.5], [-0.5, n - 0.5], color="C3", lw=0.6)
     axis.set(title=title, xlabel="input code", ylabel="output code")
     axis.grid(False)
+
+
+def seen_from(
+    axis: Axes, seen: Tensor, place: tuple[int, int, int], slots: int, title: str
+) -> None:
+    """What one output code depends on: a row of the matrix of `dependencies`, laid out as the grid.
+
+    Args:
+        seen: bool (h * w * slots, h * w * slots), of a square grid.
+        place: row, column and slot of the output code.
+    """
+    side = math.isqrt(len(seen) // slots)
+    row, column, slot = place
+    number = (row * side + column) * slots + slot
+    state = torch.zeros(len(seen), dtype=torch.long)  # 0: itself or later
+    state[:number] = 2  # earlier, but not seen
+    state[seen[number].cpu()] = 1
+    state[number] = 3
+    colours = ListedColormap(["#ececec", "#6baed6", "#fdae6b", "#cb181d"])
+    axis.imshow(state.view(side, side * slots), cmap=colours, vmin=0, vmax=3, aspect=slots)
+    for line in range(side):
+        axis.axhline(line - 0.5, color="white", lw=2)
+        axis.axvline(line * slots - 0.5, color="white", lw=2)
+    middle = (slots - 1) / 2
+    axis.set_xticks([i * slots + middle for i in range(side)], range(side))
+    axis.set(title=title, xlabel=f"column, {slots} slots each", ylabel="row")
+    axis.grid(False)
+
+
+def bits_by_epoch(run: str | Path, baselines: dict[str, float]) -> Figure:
+    """Bits per code of a prior's run, on training and held-out codes, above lines to beat."""
+    steps, epochs = read_log(run)
+    figure, axis = plt.subplots()
+    numbers = [line["epoch"] for line in epochs]
+    held_out = [line["held_out"]["bits_per_code"] for line in epochs]
+    axis.plot([x["step"] for x in steps], [x["bits_per_code"] for x in steps], alpha=0.2)
+    width = max(1, len(steps) // len(numbers))
+    means = smooth([x["bits_per_code"] for x in steps], width)
+    axis.plot([x["step"] for x in steps], means, color="C0", label="training, mean of an epoch")
+    at = [line["step"] for line in epochs]
+    axis.plot(at, held_out, "o-", color="C1", label="validation, after each epoch")
+    best = int(np.argmin(held_out))
+    axis.plot(at[best], held_out[best], "*", ms=15, color="C3", label="the epoch that is kept")
+    for style, (name, bits) in zip((":", "--", "-."), baselines.items(), strict=False):
+        axis.axhline(bits, color="grey", ls=style, label=f"{name}: {bits:.2f}")
+    axis.set(title="Bits per code", xlabel="step", ylabel="bits")
+    axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def bits_maps(bits: Tensor, title: str = "") -> Figure:
+    """Bits of each place, a picture for each slot with one scale.
+
+    Args:
+        bits: float (h, w, slots), such as the mean of `code_bits` over images.
+    """
+    slots = bits.shape[-1]
+    figure, axes = plt.subplots(1, slots, figsize=(WIDTH, 2.7), squeeze=False)
+    for slot, axis in enumerate(axes.flat):
+        low, high = float(bits.min()), float(bits.max())
+        shown = axis.imshow(bits[..., slot], vmin=low, vmax=high, cmap="magma")
+        axis.set(title=f"slot {slot}: {bits[..., slot].mean():.2f} bits", xticks=[], yticks=[])
+        axis.grid(False)
+    figure.colorbar(shown, ax=axes, label="bits per code", shrink=0.8)
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def pipeline(image: Tensor, features: Tensor, codes: Tensor, decoded: Tensor) -> Figure:
+    """An image on its way through a VQ-VAE: pixels, feature maps, codes, pixels.
+
+    Args:
+        image, decoded: float (3, H, W) in [0, 1].
+        features: float (C, h, w); the first 64 channels are shown.
+        codes: int64 (h, w, slots); a colour is a code's number.
+    """
+    maps = make_grid(features[:64, None].cpu(), nrow=8, padding=1, normalize=True, pad_value=1.0)
+    grids = make_grid(codes.movedim(-1, 0)[:, None].float(), nrow=2, padding=1, pad_value=torch.nan)
+    channels, slots = len(features), codes.shape[-1]
+    titles = [
+        f"image\n{tuple(image.shape)}",
+        f"encoder: {tuple(features.shape)}\n{min(64, channels)} of {channels} channels",
+        f"quantizer: {tuple(codes.shape)}\n{codes.numel()} codes in {slots} slots",
+        f"decoder\n{tuple(decoded.shape)}",
+    ]
+    figure, axes = plt.subplots(1, 4, figsize=(WIDTH, 2.8))
+    for axis, picture, title in zip(axes, (image, maps, grids[0], decoded), titles):
+        axis.imshow(_picture(picture), cmap="nipy_spectral", interpolation="nearest")
+        axis.set_title(title, fontsize=9)
+        axis.axis("off")
+    return figure
+
+
+def plane(axis: Axes, points: Tensor, codebook: Tensor, title: str, span: float = 3.0) -> None:
+    """2-D vectors, the rows of a codebook, and the region in which each row is the nearest.
+
+    Args:
+        points: float (N, 2).
+        codebook: float (K, 2); the regions of 12 rows have colours of their own.
+    """
+    line = torch.linspace(-span, span, 200)
+    mesh = torch.cartesian_prod(line, line)  # x runs slowest
+    regions = nearest_codes(mesh[None], codebook.detach()[None]).view(200, 200).T
+    extent = (-span, span, -span, span)
+    axis.imshow(regions, origin="lower", extent=extent, cmap="Set3", alpha=0.7, vmin=0, vmax=11)
+    axis.plot(*points.T, ".", ms=2, color="0.35")
+    for number, (x, y) in enumerate(codebook.tolist()):
+        axis.text(x, y, str(number), ha="center", va="center", weight="bold", clip_on=True)
+    axis.set(title=title, xlim=(-span, span), ylim=(-span, span), aspect="equal")
+    axis.grid(False)
+
+
+def raster_stages(
+    codes: Tensor, done: Sequence[int], pictures: Tensor, num_embeddings: int = 512
+) -> Figure:
+    """A grid of codes while it is being drawn, above what the decoder makes of it.
+
+    Args:
+        codes: int64 (n, h, w, 4), one grid for each stage. A position is a block of 2 x 2 cells.
+        done: how many codes have been drawn at each stage; the others are left white.
+        pictures: (n, 3, H, W), the stages decoded.
+    """
+    n, h, w, _ = codes.shape
+    order = torch.arange(codes[0].numel()).view(1, h, w, 4)
+    drawn = codes.float().masked_fill(order >= torch.tensor(done).view(n, 1, 1, 1), torch.nan)
+    blocks = drawn.view(n, h, w, 2, 2).transpose(2, 3).reshape(n, 2 * h, 2 * w)
+    figure, axes = plt.subplots(2, n, figsize=(WIDTH, 2 * WIDTH / n + 0.6), squeeze=False)
+    for i in range(n):
+        axes[0, i].imshow(blocks[i], cmap="nipy_spectral", vmin=0, vmax=num_embeddings)
+        axes[1, i].imshow(_picture(pictures[i]), interpolation="antialiased")
+        axes[0, i].set_title(f"{done[i]} codes", fontsize=9)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        axis.grid(False)
+    axes[0, 0].set_ylabel("codes", fontsize=9)
+    axes[1, 0].set_ylabel("decoded", fontsize=9)
+    figure.suptitle("One image, drawn in raster order")
+    return figure

@@ -1,0 +1,44 @@
+"""The commands of README, one after another, on the embedded default at 64 pixels."""
+
+import json
+
+import pytest
+
+from vqlib.__main__ import main
+
+
+def test_images_to_codes_to_samples(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("VQLIB_HOME", str(tmp_path))
+    vqvae, prior = (
+        str(tmp_path / "runs" / part / f"{part}.safetensors") for part in ("vqvae", "prior")
+    )
+    codes, results = str(tmp_path / "codes.safetensors"), tmp_path / "results.json"
+    small, models = ["--size", "64"], ["--vqvae", vqvae, "--prior", prior]
+    picture = tmp_path / "new.png"
+    for command in (
+        ["train-vqvae", "--epochs", "1", *small],
+        ["encode", "--vqvae", vqvae, "--out", codes, *small],
+        ["train-prior", "--codes", codes, "--epochs", "1"],
+        ["sample", *models, "--n", "4", "--label", "MEL", "--grid", "2", "--out", str(picture)],
+        ["evaluate", *models, "--json", str(results), *small],
+    ):
+        assert main(command) == 0, command
+    assert picture.stat().st_size > 1000
+    table = json.loads(results.read_text())
+    assert table["split"] == "val" and table["n"] == len(table["psnr_db_of"]) > 40
+    assert 10 < table["psnr_db"] < 40 and 0 < table["bits_per_code"] < 12
+    assert "psnr_db" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train-vqvae", "--data", "nowhere"],
+        ["sample", "--vqvae", "nowhere.safetensors", "--prior", "nowhere.safetensors"],
+        ["train-prior", "--codes", "nowhere.safetensors"],
+    ],
+)
+def test_a_mistake_is_one_clear_line(command, capsys):
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and "nowhere" in error and "Traceback" not in error
