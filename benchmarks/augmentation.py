@@ -3,7 +3,8 @@
     python benchmarks/augmentation.py            # the data set at hand; VQLIB_DATA names another
 
 All variants take the same images in the same order, in turns, so that a busy machine slows all of
-them alike; the ratios are medians over the rounds. PIL's rotation takes the nearest pixel, as
+them alike; the ratios are medians over the rounds. The CPU ratio compares the computing time of all
+threads, which other programs don't disturb. PIL's rotation takes the nearest pixel, as
 torchvision's RandomRotation does by default; ours interpolates (bilinearly).
 """
 
@@ -49,7 +50,10 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, help="1 on a busy machine: compares computing time")
     args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
 
     data = open_dataset()
     indices = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[: args.images]
@@ -76,20 +80,23 @@ def main() -> None:
             "no augmentation": lambda: ours(None),
         }
         seconds: dict[str, list[float]] = {name: [] for name in variants}
+        computing: dict[str, list[float]] = {name: [] for name in variants}
         for number in range(args.rounds + 1):
             for name, run in variants.items():
-                start = time.perf_counter()
+                start, start_computing = time.perf_counter(), time.process_time()
                 for _ in run():
                     pass
                 if number:  # the first round warms up
                     seconds[name].append(time.perf_counter() - start)
+                    computing[name].append(time.process_time() - start_computing)
 
-    base = seconds["one by one, PIL (nearest)"]
-    print(f"\n{'':28}{'images/s':>10}{'ratio':>8}{'lowest':>8}")
+    first = next(iter(variants))
+    print(f"\n{'':28}{'images/s':>10}{'ratio':>8}{'lowest':>8}{'CPU ratio':>11}")
     for name, times in seconds.items():
-        ratios = [b / t for b, t in zip(base, times)]
+        ratios = [a / b for a, b in zip(seconds[first], times)]
+        cpu = median(a / b for a, b in zip(computing[first], computing[name]))
         rate = len(indices) / median(times)
-        print(f"{name:28}{rate:10,.0f}{median(ratios):8.1f}{min(ratios):8.1f}")
+        print(f"{name:28}{rate:10,.0f}{median(ratios):8.1f}{min(ratios):8.1f}{cpu:11.1f}")
 
 
 if __name__ == "__main__":

@@ -229,7 +229,6 @@ def fit(
     os.truncate(log_path, log_bytes)  # what was logged after the checkpoint is done again
 
     def save() -> None:
-        log.flush()
         _write_atomically(
             folder / "checkpoint.pt",
             {
@@ -244,7 +243,7 @@ def fit(
         )
 
     progress.start(f"{config['kind']} on {device}, {precision.why}", total, step)
-    with open(log_path, "a") as log, _interrupts_wait() as stop_asked:
+    with open(log_path, "a", buffering=1) as log, _interrupts_wait() as stop_asked:
         saved, recent = time.monotonic(), []
         for epoch in range(step // steps_per_epoch, epochs):
             for batch in batches_of(epoch, step % steps_per_epoch):
