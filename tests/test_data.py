@@ -206,11 +206,14 @@ def test_pictures_without_a_class_are_announced(ham):
 
 def test_where_data_is_looked_for(ham, tmp_path, monkeypatch):
     monkeypatch.setattr(data, "REPOSITORY", tmp_path / "clone")
+    monkeypatch.delenv("VQLIB_DATA", raising=False)
     assert open_dataset(lesions=20).is_synthetic
     (tmp_path / "clone" / "data").mkdir(parents=True)
     assert open_dataset(lesions=20).is_synthetic
     ham.rename(tmp_path / "clone" / "data" / "ham10000")
     assert open_dataset().name == "ham10000"
+    monkeypatch.setenv("VQLIB_DATA", "synthetic")
+    assert open_dataset(lesions=20).is_synthetic
     monkeypatch.setenv("VQLIB_DATA", str(tmp_path / "nowhere"))
     with pytest.raises(DataError, match="nowhere does not exist"):
         open_dataset()
