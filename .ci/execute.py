@@ -115,10 +115,17 @@ def tidy(book: nbformat.NotebookNode) -> None:
         cell.metadata = nbformat.from_dict(
             {key: value for key, value in cell.metadata.items() if key in KEPT_CELL_METADATA}
         )
+        if cell.cell_type == "code":  # a finished progress bar says nothing any more
+            cell.outputs = [o for o in cell.outputs if not is_progress_bar(o)]
         for output in cell.get("outputs", []):
             output.get("data", {}).pop(WIDGET, None)
             if "metadata" in output:
                 output.metadata.pop(WIDGET, None)
+
+
+def is_progress_bar(output: nbformat.NotebookNode) -> bool:
+    text = output.get("data", {}).get("text/plain", "")
+    return output.output_type == "display_data" and PROGRESS_BAR.search(text) is not None
 
 
 def stderr_cells(book: nbformat.NotebookNode) -> list[str]:
