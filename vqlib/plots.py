@@ -45,7 +45,7 @@ def use_style() -> None:
         from matplotlib_inline.backend_inline import set_matplotlib_formats
     except ImportError:  # not in a notebook
         return
-    set_matplotlib_formats("jpeg", pil_kwargs={"quality": 88})
+    set_matplotlib_formats("jpeg", pil_kwargs={"quality": 80})
 
 
 def show_source(*things: Any) -> None:
@@ -221,8 +221,8 @@ class LiveTraining:
             held_out = [(s, logs[self.key]) for s, logs in self.held_out if self.key in logs]
             if held_out:
                 axis.plot(*zip(*held_out, strict=True), "o", color="C1", label="held out")
-            axis.legend(fontsize=8, loc="upper right")
-            if min(self.values) > 0:
+            axis.legend(fontsize=8, loc="best")
+            if "loss" in self.key and min(self.values) > 0:
                 axis.set_yscale("log")
         done = self.now - self.first
         left = (self.drawn - self.began) / done * (self.total - self.now) if done else 0.0

@@ -12,6 +12,12 @@ from collections.abc import Callable
 import ipywidgets
 from PIL import Image
 from torch import Tensor
+from torchvision.utils import make_grid
+
+from .data import CLASSES
+from .pixelcnn import PixelCNN
+from .sampling import sample
+from .vqvae import VQVAE
 
 
 def to_png(image: Tensor) -> bytes:
@@ -47,3 +53,34 @@ def code_browser(paint: Callable[[int, Tensor], Tensor], counts: Tensor) -> ipyw
         control.observe(update, names="value")
     update()
     return ipywidgets.VBox([slot, rank, picture, caption])
+
+
+def sampler(vqvae: VQVAE, prior: PixelCNN, grid: tuple[int, int] = (8, 8)) -> ipywidgets.VBox:
+    """A panel that draws four new lesions: choose a class and a temperature, press the button.
+
+    Args:
+        vqvae: decodes what is drawn.
+        prior: draws, on its own device.
+        grid: (h, w) of the codes.
+    """
+    choices = [("no class", None), *((name, i) for i, name in enumerate(CLASSES))]
+    label = ipywidgets.Dropdown(options=choices, value=None, description="class")
+    temperature = ipywidgets.FloatSlider(
+        value=1.0, min=0.4, max=1.6, step=0.1, description="temperature"
+    )
+    button = ipywidgets.Button(description="draw four")
+    picture = ipywidgets.Image(format="png")
+    picture.layout.display = "none"  # an empty one would show as a broken image
+
+    def draw(_: ipywidgets.Button) -> None:
+        button.disabled, button.description = True, "drawing ..."
+        try:
+            codes = sample(prior, 4, label.value, temperature=temperature.value, grid=grid)
+            images = vqvae.decode(codes.to(next(vqvae.parameters()).device)).cpu()
+            picture.value = to_png(make_grid(images, nrow=4, pad_value=1.0))
+            picture.layout.display = ""
+        finally:
+            button.disabled, button.description = False, "draw four"
+
+    button.on_click(draw)
+    return ipywidgets.VBox([ipywidgets.HBox([label, temperature, button]), picture])
