@@ -69,7 +69,7 @@ class Reconstruction:
             "n": len(self.psnr),
             "psnr_db": float(self.psnr.mean()),
             "ssim": float(self.ssim.mean()),
-            "codes_used": int((self.counts.sum(0) > 0).sum()),
+            "codes_used": int(self.used.min()),  # in the slot that uses fewest
             "perplexity": self.perplexity,
         }
 
