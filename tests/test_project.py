@@ -42,6 +42,7 @@ CHAPTERS = [
     "metrics",
     "loop",
     "training",
+    "curves",
     "plots",
     "widgets",
 ]

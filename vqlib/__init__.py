@@ -1,8 +1,8 @@
 """vqlib: how images become discrete codes, and how new images are drawn from them.
 
 The modules are chapters, in the order of the notebooks: `synthetic` and `data`, `quantizer`,
-`vqvae`, `codes`, `pixelcnn`, `sampling`, `weights`, `metrics`, `loop` and `training`; `plots` and
-`widgets` serve only the notebooks.
+`vqvae`, `codes`, `pixelcnn`, `sampling`, `weights`, `metrics`, `loop` and `training`; `curves`,
+`plots` and `widgets` serve only the notebooks.
 """
 
 from .codes import EncodedDataset, encode_dataset
