@@ -152,6 +152,8 @@ class LiveTraining:
             held_out = [(s, logs[self.key]) for s, logs in self.held_out if self.key in logs]
             if held_out:
                 axis.plot(*zip(*held_out, strict=True), "o", color="C1", label="held out")
+            if self.floor is not None:
+                axis.axhline(self.floor, color="C3", ls="--", label=f"floor {self.floor:.3f}")
             axis.legend(fontsize=8, loc="best")
             if "loss" in self.key and min(self.values) > 0:
                 _log_scale(axis)
