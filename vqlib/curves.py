@@ -68,10 +68,10 @@ def losses(run: str | Path, keys: Sequence[str] | None = None) -> Figure:
 
 
 def _log_scale(axis: Axes) -> None:
-    """A logarithmic axis whose ticks are plain numbers."""
+    """A logarithmic axis with plain numbers at 1, 2, 3 and 5 of each decade."""
     axis.set_yscale("log")
     for which in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
-        which(lambda value, _: f"{value:g}")
+        which(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "1235" else "")
     axis.tick_params(axis="y", which="minor", labelsize=8)
 
 

@@ -216,7 +216,9 @@ def bits_maps(bits: Tensor, title: str = "") -> Figure:
     return figure
 
 
-def pipeline(image: Tensor, features: Tensor, codes: Tensor, decoded: Tensor) -> Figure:
+def pipeline(
+    image: Tensor, features: Tensor, codes: Tensor, decoded: Tensor, num_embeddings: int = 512
+) -> Figure:
     """An image on its way through a VQ-VAE: pixels, feature maps, codes, pixels.
 
     Args:
@@ -225,7 +227,8 @@ def pipeline(image: Tensor, features: Tensor, codes: Tensor, decoded: Tensor) ->
         codes: int64 (h, w, slots); a colour is a code's number.
     """
     maps = make_grid(features[:64, None].cpu(), nrow=8, padding=1, normalize=True, pad_value=1.0)
-    grids = make_grid(codes.movedim(-1, 0)[:, None].float(), nrow=2, padding=1, pad_value=torch.nan)
+    shades = codes.movedim(-1, 0)[:, None] / num_embeddings  # as_picture clamps to [0, 1]
+    grids = make_grid(shades, nrow=2, padding=1, pad_value=torch.nan)
     channels, slots = len(features), codes.shape[-1]
     titles = [
         f"image\n{tuple(image.shape)}",
@@ -235,7 +238,7 @@ def pipeline(image: Tensor, features: Tensor, codes: Tensor, decoded: Tensor) ->
     ]
     figure, axes = plt.subplots(1, 4, figsize=(WIDTH, 2.8))
     for axis, picture, title in zip(axes, (image, maps, grids[0], decoded), titles):
-        axis.imshow(as_picture(picture), cmap="nipy_spectral", interpolation="nearest")
+        axis.imshow(as_picture(picture), cmap="nipy_spectral", vmin=0, vmax=1)
         axis.set_title(title, fontsize=9)
         axis.axis("off")
     return figure
@@ -282,6 +285,7 @@ def raster_stages(
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
         axis.grid(False)
+        axis.spines[:].set_visible(True)
     axes[0, 0].set_ylabel("codes", fontsize=9)
     axes[1, 0].set_ylabel("decoded", fontsize=9)
     figure.suptitle("One image, drawn in raster order")
