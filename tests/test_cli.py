@@ -25,9 +25,12 @@ def test_images_to_codes_to_samples(tmp_path, monkeypatch, capsys):
         assert main(command) == 0, command
     assert picture.stat().st_size > 1000
     table = json.loads(results.read_text())
-    assert table["split"] == "val" and table["n"] == len(table["psnr_db_of"]) > 40
-    assert 10 < table["psnr_db"] < 40 and 0 < table["bits_per_code"] < 12
-    assert "psnr_db" in capsys.readouterr().out
+    ours = table["rows"]["vqvae"]
+    assert table["split"] == "val" and table["n"] == len(table["psnr_db_of"]["vqvae"]) > 40
+    assert table["budget_bytes"] == 18 and ours["bytes"] == 18.0  # 2 x 2 x 4 codes of 9 bits
+    assert 10 < ours["psnr_db"] < 40 and 0 < table["bits_per_code"]["prior, given the class"] < 12
+    assert table["rows"]["WebP"]["n"] == 0 and ours["psnr_above_rival_db"] is None
+    assert "PSNR dB" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,8 @@ CHAPTERS = [
     "sampling",
     "weights",
     "metrics",
+    "codecs",
+    "evaluation",
     "loop",
     "training",
     "curves",

@@ -1,12 +1,21 @@
 import json
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
 
-from vqlib import DataError, EncodedDataset, load_model, open_dataset, train_prior, train_vqvae
+from vqlib import (
+    WORKBOOK,
+    DataError,
+    EncodedDataset,
+    load_model,
+    open_dataset,
+    train_prior,
+    train_vqvae,
+)
 from vqlib.data import Split
-from vqlib.loop import Progress, Schedule
+from vqlib.loop import Progress, Schedule, fit
 
 
 @pytest.fixture
@@ -44,11 +53,12 @@ def log(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-@pytest.mark.parametrize("stop", [1, 3, 4, 6])
-def test_resumed_vqvae_equals_uninterrupted(home, stop):
+@pytest.mark.parametrize("stop, average", [(1, None), (3, 0.9), (4, None), (6, 0.9)])
+def test_resumed_vqvae_equals_uninterrupted(home, stop, average):
     """Weights and log, to the last bit: stopped in an epoch, at its end, and in the next."""
     data = open_dataset(lesions=21)
-    options = {"size": 64, "epochs": 2, "device": "cpu"}
+    recipe = replace(WORKBOOK, schedule=replace(WORKBOOK.schedule, average=average))
+    options = {"recipe": recipe, "size": 64, "epochs": 2, "device": "cpu"}
     quiet = StopAt()
     train_vqvae(data, run="whole", progress=quiet, **options)
     assert quiet.total >= 4
@@ -59,6 +69,38 @@ def test_resumed_vqvae_equals_uninterrupted(home, stop):
     whole, parts = (state(runs / name / "vqvae.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(whole[k], parts[k]) for k in whole)
     assert log(runs / "whole" / "log.jsonl") == log(runs / "parts" / "log.jsonl")
+
+
+def test_averaged_weights_equal_the_closed_form(home):
+    """0.5 of the newest, 0.25 of the one before ..., and that is what is judged and kept."""
+    model, seen, judged = torch.nn.Linear(1, 1), [], []
+
+    def loss_of(batch):
+        seen.append(model.weight.item())
+        return (model(batch) - 5).square().mean(), {}
+
+    def after_epoch(folder):
+        judged.append(model.weight.item())
+        return {}, None
+
+    fit(
+        model,
+        run="mean",
+        config={"kind": "line"},
+        schedule=Schedule(lr=0.5, average=0.5),
+        epochs=2,
+        steps_per_epoch=20,
+        batches_of=lambda epoch, start: iter([torch.ones(1, 1)] * (20 - start)),
+        loss_of=loss_of,
+        after_epoch=after_epoch,
+        device=torch.device("cpu"),
+        seed=0,
+        progress=StopAt(),
+    )
+    # seen[20] is the weight after the first epoch's last step. The first few count for less.
+    expected = sum(weight / 2 ** (i + 1) for i, weight in enumerate(seen[20:0:-1]))
+    assert judged[0] == pytest.approx(expected, rel=1e-4) and judged[0] != seen[20]
+    assert judged[1] == model.weight.item()  # kept at the end
 
 
 def codes(n=64):

@@ -12,10 +12,10 @@ from torchvision.utils import save_image
 
 from .codes import SPLITS, EncodedDataset, encode_dataset
 from .data import CLASSES, DataError, download, open_dataset
-from .metrics import code_bits, evaluate_vqvae, table_bits
+from .evaluation import as_text, evaluate
 from .sampling import sample
 from .training import RECIPES, train_prior, train_vqvae
-from .weights import load_model
+from .weights import PRETRAINED, load_model, shipped
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -87,10 +87,16 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--out", type=Path, default=Path("samples.png"))
 
-    p = command("evaluate", _evaluate, "PSNR, SSIM, codebook use and bits per code on a split")
+    p = command("evaluate", _evaluate, "the results table: models and image codecs at equal bytes")
     add_data(p)
-    p.add_argument("--vqvae", type=Path, required=True, help="weights, .safetensors")
-    p.add_argument("--prior", type=Path, help="weights, .safetensors")
+    p.add_argument(
+        "--vqvae",
+        action="append",
+        metavar="FILE|NAME",
+        help="weights, or the name of a model that ships; may be given again. "
+        "The first sets the bytes. Default: every model that ships, and its prior",
+    )
+    p.add_argument("--prior", type=Path, help="weights, of a prior on the first model's codes")
     p.add_argument("--split", choices=SPLITS, default="val", help="look at test once")
     p.add_argument("--json", type=Path, help="also write the results here, PSNR of each image too")
     return parser
@@ -150,26 +156,27 @@ def _sample(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    data, vqvae = open_dataset(options.data), load_model(options.vqvae)
-    split = data.split()
-    indices = split[SPLITS.index(options.split)]
-    result = evaluate_vqvae(vqvae, data.pixels(options.size), indices)
-    table: dict[str, object] = {"data": repr(data), "split": options.split, **result.summary()}
-    if options.prior is not None:
-        encoded = encode_dataset(vqvae, data, options.size, split=split)
-        codes, labels = encoded.codes[indices], encoded.labels[indices]
-        bits = code_bits(load_model(options.prior), codes, labels)
-        table["bits_per_code"] = float(bits.mean())
-        table["bytes_per_image"] = float(bits.flatten(1).sum(1).mean() / 8)
-        train = encoded.codes[split.train]
-        for name, value in table_bits(train, codes, encoded.num_embeddings).items():
-            table[f"bits_per_code, {name}"] = value
-    for name, value in table.items():
-        print(f"{name:36} {value:.4f}" if isinstance(value, float) else f"{name:36} {value}")
+    data = open_dataset(options.data)
+    names = options.vqvae or shipped()
+    files = [PRETRAINED / name / "vqvae.safetensors" for name in names]
+    files = [
+        file if file.is_file() else Path(name) for name, file in zip(names, files, strict=True)
+    ]
+    prior = options.prior
+    if options.vqvae is None:
+        prior = files[0].with_name("prior.safetensors")
+    result = evaluate(
+        data,
+        {file.resolve().parent.name: load_model(file) for file in files},
+        None if prior is None else load_model(prior),
+        size=options.size,
+        split=options.split,
+        progress=lambda row: print(f"measured: {row}", file=sys.stderr),
+    )
+    print(as_text(result))
     if options.json is not None:
-        names = [data.image_ids[i] for i in indices.tolist()]
-        table["psnr_db_of"] = dict(zip(names, result.psnr.tolist(), strict=True))
-        options.json.write_text(json.dumps(table, indent=1))
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from torchvision.utils import save_image
 from tqdm.auto import tqdm
 
@@ -40,6 +41,8 @@ class Schedule:
     warmup: int = 0  # steps over which the learning rate rises from 0
     cosine: bool = False  # then falls to 0 along a cosine; otherwise it stays
     clip: float | None = None  # largest norm of the gradient
+    # Decay of a running mean of the weights, which is what is judged and kept; None: the last ones.
+    average: float | None = None
 
     def lr_at(self, step: int, total: int) -> float:
         """Learning rate of a step, 0 <= step < total."""
@@ -178,6 +181,34 @@ def _open_run(run: str | Path, config: dict[str, Any]) -> tuple[Path, dict[str, 
         ) from error
 
 
+def _running_mean(model: nn.Module, decay: float | None) -> AveragedModel | None:
+    """A running mean of all weights and statistics. It forgets faster at first, or the random
+    start would weigh in it for 1 / (1 - decay) steps."""
+    if decay is None:
+        return None
+
+    def mean_of(old: Tensor, new: Tensor, seen: Tensor | int) -> Tensor:
+        if not old.is_floating_point():
+            return new
+        return old.lerp(new, 1 - min(decay, (1 + int(seen)) / (10 + int(seen))))
+
+    return AveragedModel(model, avg_fn=mean_of, use_buffers=True)
+
+
+@contextlib.contextmanager
+def _swapped(model: nn.Module, averaged: AveragedModel | None) -> Iterator[None]:
+    """The model with its averaged weights, for as long as the block lasts."""
+    if averaged is None:
+        yield
+        return
+    own = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.load_state_dict(averaged.module.state_dict())
+    try:
+        yield
+    finally:
+        model.load_state_dict(own)
+
+
 def fit(
     model: nn.Module,
     *,
@@ -214,11 +245,14 @@ def fit(
     optimizer = torch.optim.Adam(trained, lr=schedule.lr)
     scaler = torch.amp.GradScaler(device.type, enabled=precision.dtype == torch.float16)
     total, step, log_bytes = epochs * steps_per_epoch, 0, 0
+    averaged = _running_mean(model, schedule.average)
     torch.manual_seed(seed)
     if state is not None:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         scaler.load_state_dict(state["scaler"])
+        if averaged is not None:
+            averaged.load_state_dict(state["averaged"])
         torch.set_rng_state(state["rng"])
         if device.type == "cuda" and state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"], device)
@@ -235,6 +269,7 @@ def fit(
                 "model": model.state_dict(),
                 "optimizer": optimizer.state_dict(),
                 "scaler": scaler.state_dict(),
+                "averaged": None if averaged is None else averaged.state_dict(),
                 "rng": torch.get_rng_state(),
                 "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
                 "step": step,
@@ -259,6 +294,8 @@ def fit(
                     nn.utils.clip_grad_norm_(trained, schedule.clip)
                 scaler.step(optimizer)
                 scaler.update()
+                if averaged is not None:
+                    averaged.update_parameters(model)
 
                 step += 1
                 logs = {"loss": loss.item(), **{k: v.item() for k, v in extra.items()}}
@@ -286,7 +323,8 @@ def fit(
                     progress.close()
                     print(f"Stopped at step {step} of {total}: the same call goes on from there.")
                     raise KeyboardInterrupt
-            held_out, pictures = after_epoch(folder)
+            with _swapped(model, averaged):
+                held_out, pictures = after_epoch(folder)
             log.write(json.dumps({"step": step, "epoch": epoch + 1, "held_out": held_out}) + "\n")
             progress.epoch(held_out, pictures)
             if pictures is not None:
@@ -298,5 +336,7 @@ def fit(
                 progress.close()
                 print(f"Stopped after epoch {epoch + 1}: the same call goes on from there.")
                 raise KeyboardInterrupt
+    if averaged is not None:
+        model.load_state_dict(averaged.module.state_dict())
     progress.close()
     return folder

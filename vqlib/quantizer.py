@@ -162,11 +162,11 @@ class VectorQuantizer(nn.Module):
         """
         with torch.autocast(z.device.type, enabled=False):
             z = z.float()
-            vectors = self._to_vectors(z)
+            latents = self._to_vectors(z)
             if self.training and not self.initialized:
-                self._move(torch.ones_like(self.idle, dtype=torch.bool), vectors.detach())
+                self._move(torch.ones_like(self.idle, dtype=torch.bool), latents.detach())
                 self.initialized.fill_(True)
-            found = nearest_codes(vectors, self.codebook)
+            found = nearest_codes(latents, self.codebook)
             codes = self._to_map(found, z.shape)
             quantized = self.lookup(codes)
 
@@ -175,9 +175,17 @@ class VectorQuantizer(nn.Module):
                 loss = loss + F.mse_loss(quantized, z.detach())
             counts = count_codes(codes, self.num_embeddings)
             if self.training:
-                self._learn(vectors.detach(), found)
-            straight_through = z + (quantized - z).detach()
-        return Quantized(straight_through, codes, loss, perplexity(counts).log().mean().exp())
+                self._learn(latents.detach(), found)
+            vectors = self.straight_through(z, quantized)
+        return Quantized(vectors, codes, loss, perplexity(counts).log().mean().exp())
+
+    def straight_through(self, z: Tensor, quantized: Tensor) -> Tensor:
+        """Forwards the codebook rows; backwards, their gradient arrives at z unchanged.
+
+        Args:
+            z, quantized: float32 (B, slots * embedding_dim, H, W).
+        """
+        return z + (quantized - z).detach()
 
     def encode(self, z: Tensor) -> Tensor:
         """Feature map, float (B, slots * embedding_dim, H, W), to codes, int64 (B, H, W, slots).

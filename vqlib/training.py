@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -137,6 +137,7 @@ def train_vqvae(
         config={
             "kind": "VQ-VAE",
             "recipe": recipe.name,
+            "schedule": asdict(recipe.schedule),
             "data": repr(data),
             "train_images": len(train),
             "size": size,
@@ -245,6 +246,7 @@ def train_prior(
         config={
             "kind": "prior",
             "recipe": recipe.name,
+            "schedule": asdict(recipe.schedule),
             "data": encoded.source,
             "train_images": len(train),
             "epochs": epochs,

@@ -89,6 +89,12 @@ def model_notes(path: str | Path) -> dict[str, object]:
         return json.loads((file.metadata() or {}).get("notes", "{}"))
 
 
+def shipped() -> list[str]:
+    """Names of the models in data/pretrained/, those with a prior first."""
+    folders = sorted(path.parent for path in PRETRAINED.glob("*/vqvae.safetensors"))
+    return [f.name for f in sorted(folders, key=lambda f: not (f / "prior.safetensors").is_file())]
+
+
 def load_pretrained(name: str = "ham10000") -> tuple[VQVAE, PixelCNN]:
     """The VQ-VAE and prior that ship in data/pretrained/: float32, eval, on the CPU.
 
@@ -97,9 +103,8 @@ def load_pretrained(name: str = "ham10000") -> tuple[VQVAE, PixelCNN]:
     """
     folder = PRETRAINED / name
     if not (folder / "vqvae.safetensors").is_file():
-        there = sorted(p.parent.name for p in PRETRAINED.glob("*/vqvae.safetensors"))
         raise FileNotFoundError(
-            f"no pretrained model {name!r} in {PRETRAINED}; there are: {there or 'none'}. "
+            f"no pretrained model {name!r} in {PRETRAINED}; there are: {shipped() or 'none'}. "
             "They lie in the repository, outside the installed package: clone it."
         )
     return load_model(folder / "vqvae.safetensors"), load_model(folder / "prior.safetensors")

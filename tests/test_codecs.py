@@ -1,0 +1,82 @@
+"""Rivals are at their best and within their bytes; differences come with an honest interval."""
+
+import io
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vqlib.codecs import CODECS, best_file, evaluate_codec, mean_colour, payload, raw_thumbnail
+from vqlib.data import synthetic_dataset
+from vqlib.metrics import paired_interval, psnr
+
+
+@pytest.fixture(scope="module")
+def pixels(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VQLIB_HOME", str(tmp_path_factory.mktemp("home")))
+        yield synthetic_dataset(lesions=8).pixels(128)
+
+
+@pytest.fixture(scope="module")
+def image(pixels):
+    return Image.fromarray(pixels[0].permute(1, 2, 0).numpy())
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_the_file_fits_and_decodes_to_the_picture(image, codec):
+    coded = best_file(image, codec, budget=600)
+    assert len(coded.file) == coded.cost <= 600
+    small = Image.open(io.BytesIO(coded.file)).convert("RGB")
+    assert small.size == (coded.side, coded.side)
+    again = small.resize(image.size, Image.Resampling.BICUBIC)
+    assert np.array_equal(np.asarray(again), np.asarray(coded.picture))
+
+
+def test_no_other_webp_of_multiples_of_16_is_nearer(image):
+    best = 0.0
+    for side in (16, 32, 48, 64, 80):
+        thumbnail = image.resize((side, side), Image.Resampling.LANCZOS)
+        for quality in range(0, 101):
+            file = io.BytesIO()
+            thumbnail.save(file, "WebP", quality=quality, method=6)
+            if file.tell() <= 288:
+                picture = (
+                    Image.open(file).convert("RGB").resize(image.size, Image.Resampling.BICUBIC)
+                )
+                pair = [np.asarray(x, np.float32) / 255 for x in (picture, image)]
+                best = max(
+                    best, float(psnr(*(torch.tensor(x).permute(2, 0, 1)[None] for x in pair)))
+                )
+    assert best_file(image, "WebP").psnr > best - 0.02
+
+
+def test_more_bytes_and_free_headers_never_hurt(image):
+    tight = best_file(image, "JPEG", budget=400)
+    assert best_file(image, "JPEG", budget=800).psnr > tight.psnr
+    free = best_file(image, "JPEG", budget=400, headers=False)
+    assert free.psnr > tight.psnr and free.cost == payload(free.file, "JPEG") <= 400
+    assert len(free.file) > 400
+
+
+def test_what_does_not_fit_is_not_a_number(pixels):
+    found = evaluate_codec(partial(best_file, codec="AVIF"), pixels, torch.arange(2))
+    assert found.psnr.isnan().all() and found.summary()["n"] == 0
+
+
+def test_simple_rivals(image, pixels):
+    thumbnail = raw_thumbnail(image, 288)
+    assert len(thumbnail.file) == thumbnail.cost == 288
+    assert thumbnail.psnr > mean_colour(image).psnr + 3
+    found = evaluate_codec(raw_thumbnail, pixels, torch.arange(1))
+    assert float(found.psnr) == pytest.approx(thumbnail.psnr, abs=1e-3)
+
+
+def test_the_interval_is_of_the_pairs():
+    base = 10 * torch.randn(400, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(400, generator=torch.Generator().manual_seed(1))
+    mean, low, high = paired_interval(base + 0.5 + noise, base)
+    assert low < mean < high and mean == pytest.approx(0.5 + float(noise.mean()), abs=1e-4)
+    assert (high - low) == pytest.approx(2 * 1.96 * float(noise.std()) / 20, rel=0.1)

@@ -1,0 +1,155 @@
+"""Chapter 8: the rivals. What JPEG, WebP and AVIF make of the same few bytes.
+
+At 288 bytes for 256x256 pixels a codec does best on a thumbnail: the picture is shrunk, encoded,
+decoded and enlarged again. How far it is shrunk and at which quality is searched for every image
+and judged by PSNR, so each rival is at its best.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .data import Pixels
+from .metrics import Quality, ssim
+
+# Multiples of 8: these codecs work on blocks of 16 x 16, and an odd rest costs bytes. Far more
+# pixels than these can't be coded well in some hundreds of bytes.
+SIDES = (16, 24, 32, 40, 48, 56, 64, 80, 96, 128, 192, 256)
+# Pillow's options: the thorough settings, and colour at half the resolution, which all three need
+# at such rates.
+CODECS: dict[str, dict[str, object]] = {
+    "JPEG": {"optimize": True, "subsampling": "4:2:0"},
+    "WebP": {"method": 6},
+    "AVIF": {"speed": 6, "subsampling": "4:2:0"},
+}
+
+
+class CodedImage(NamedTuple):
+    """The best file found for an image, and what it looks like."""
+
+    file: bytes
+    cost: int  # bytes that count against the budget
+    side: int  # pixels of the thumbnail
+    quality: int
+    picture: Image.Image  # decoded, enlarged to the original's size
+    psnr: float  # dB
+
+
+def best_file(
+    image: Image.Image, codec: str, budget: int = 288, headers: bool = True
+) -> CodedImage | None:
+    """The file of at most `budget` bytes whose picture is nearest to `image`.
+
+    Args:
+        image: RGB, square.
+        codec: "JPEG", "WebP" or "AVIF".
+        headers: False counts only the compressed pixels, as if containers and tables were free.
+
+    Returns:
+        None if no file is small enough.
+    """
+    best: CodedImage | None = None
+    for side in SIDES:
+        if side > image.width:
+            break
+        thumbnail = image.resize((side, side), Image.Resampling.LANCZOS)
+        found = _largest_fitting(thumbnail, codec, budget, headers)
+        if found is None:
+            break  # larger ones won't fit either
+        file, cost, quality = found
+        decoded = Image.open(io.BytesIO(file)).convert("RGB")
+        picture = decoded.resize(image.size, Image.Resampling.BICUBIC)
+        score = _psnr(picture, image)
+        if best is None or score > best.psnr:
+            best = CodedImage(file, cost, side, quality, picture, score)
+    return best
+
+
+def _largest_fitting(
+    thumbnail: Image.Image, codec: str, budget: int, headers: bool
+) -> tuple[bytes, int, int] | None:
+    """(file, cost, quality) of the highest quality that fits. Bisection, then a look at the next
+    few, because a higher quality does not always mean more bytes."""
+
+    def encode(quality: int) -> tuple[bytes, int, int] | None:
+        buffer = io.BytesIO()
+        thumbnail.save(buffer, codec, quality=quality, **CODECS[codec])
+        file = buffer.getvalue()
+        cost = len(file) if headers else payload(file, codec)
+        return (file, cost, quality) if cost <= budget else None
+
+    best, low, high = encode(0), 1, 100
+    while best and low <= high:
+        middle = (low + high) // 2
+        found = encode(middle)
+        low, high = (low, middle - 1) if found is None else (middle + 1, high)
+        best = found or best
+    if best:
+        for quality in range(low + 1, min(100, low + 4) + 1):
+            best = encode(quality) or best
+    return best
+
+
+def payload(file: bytes, codec: str) -> int:
+    """Bytes of the compressed pixels alone: JPEG after its last header (its Huffman tables go
+    free), WebP after the 30 bytes it starts with, AVIF after the mark `mdat`."""
+    if codec == "JPEG":
+        scan = file.rindex(b"\xff\xda") + 2
+        return len(file) - scan - int.from_bytes(file[scan : scan + 2], "big")
+    return len(file) - (30 if codec == "WebP" else file.index(b"mdat") + 4)
+
+
+def raw_thumbnail(image: Image.Image, budget: int = 288) -> CodedImage:
+    """Uncompressed pixels at 3 bytes each: 8 x 12 of them for 288 bytes. Needs no codec at all."""
+    pixels = budget // 3
+    height = max(h for h in range(1, int(pixels**0.5) + 1) if pixels % h == 0)
+    small = image.resize((pixels // height, height), Image.Resampling.LANCZOS)
+    picture = small.resize(image.size, Image.Resampling.BICUBIC)
+    return CodedImage(small.tobytes(), 3 * pixels, height, 100, picture, _psnr(picture, image))
+
+
+def mean_colour(image: Image.Image) -> CodedImage:
+    """One colour for the whole picture: what 3 bytes are good for."""
+    small = image.resize((1, 1), Image.Resampling.BOX)
+    picture = small.resize(image.size)
+    return CodedImage(small.tobytes(), 3, 1, 100, picture, _psnr(picture, image))
+
+
+def _psnr(picture: Image.Image, original: Image.Image) -> float:
+    difference = np.asarray(picture, np.float32) - np.asarray(original, np.float32)
+    return float(10 * np.log10(255**2 / max(np.square(difference).mean(), 1e-3)))
+
+
+def evaluate_codec(
+    code: Callable[[Image.Image], CodedImage | None], pixels: Pixels, indices: Tensor
+) -> Quality:
+    """Judge a rival on the images `indices`, as `evaluate_vqvae` judges a model.
+
+    Args:
+        code: such as `partial(best_file, codec="WebP")` or `raw_thumbnail`.
+
+    Returns:
+        Quality, with NaN for every image that doesn't fit.
+    """
+
+    def judge(index: int) -> tuple[float, float, float]:
+        original = pixels[index]
+        coded = code(Image.fromarray(original.permute(1, 2, 0).numpy()))
+        if coded is None:
+            return (float("nan"),) * 3
+        pair = torch.stack([original, torch.from_numpy(np.array(coded.picture)).permute(2, 0, 1)])
+        likeness = ssim(*pair.float().div(255)[:, None])
+        return coded.psnr, float(likeness), float(coded.cost)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # the codecs work outside Python's lock
+        rows = list(pool.map(judge, indices.tolist()))
+    return Quality(*torch.tensor(rows).unbind(1))

@@ -1,0 +1,137 @@
+"""Chapter 9: the results table. Every method on the same held-out images, for the same bytes.
+
+`python -m vqlib evaluate` prints it; README and the notebooks quote what it has written as JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from .codecs import CodedImage, best_file, evaluate_codec, mean_colour, raw_thumbnail
+from .codes import SPLITS, encode_dataset
+from .data import LesionDataset
+from .metrics import Quality, Reconstruction, code_bits, evaluate_vqvae, paired_interval, table_bits
+from .pixelcnn import PixelCNN
+from .vqvae import VQVAE
+
+RIVAL = "WebP"  # the strongest codec whose whole file fits
+
+
+def rivals(budget: int) -> dict[str, Callable[[Image.Image], CodedImage | None]]:
+    """What every model is measured against; each gets `budget` bytes an image."""
+    return {
+        "mean colour": mean_colour,
+        "raw thumbnail": partial(raw_thumbnail, budget=budget),
+        **{name: partial(best_file, codec=name, budget=budget) for name in ("JPEG", RIVAL, "AVIF")},
+        **{
+            f"{name}, headers free": partial(best_file, codec=name, budget=budget, headers=False)
+            for name in ("JPEG", "AVIF")
+        },
+    }
+
+
+def evaluate(
+    data: LesionDataset,
+    models: Mapping[str, VQVAE],
+    prior: PixelCNN | None = None,
+    *,
+    size: int = 256,
+    split: str = "val",
+    progress: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Measure all rivals, all models, and how far the prior shortens the last model's codes.
+
+    Args:
+        data: any data set; its own split by lesion is used.
+        models: name -> VQVAE. The first one's rate is the budget of the rivals.
+        prior: learnt on codes of the *first* model.
+        split: "train", "val" or "test".
+        progress: told a line for each row.
+
+    Returns:
+        What can be written as JSON: "rows", name -> results; "bits_per_code", if there is a prior;
+        "psnr_db_of", name -> image id -> dB (None where a codec could not do it).
+    """
+    pixels, parts = data.pixels(size), data.split()
+    indices = parts[SPLITS.index(split)]
+    first = next(iter(models.values()))
+    measured: dict[str, Quality] = {}
+    for name, model in models.items():
+        measured[name] = evaluate_vqvae(model, pixels, indices)
+        progress(name)
+    budget = round(float(measured[next(iter(models))].bytes[0]))
+    coded = {}
+    for name, code in rivals(budget).items():
+        coded[name] = evaluate_codec(code, pixels, indices)
+        progress(name)
+    measured = coded | measured
+    result: dict[str, Any] = {
+        "data": repr(data),
+        "split": split,
+        "n": len(indices),
+        "size": size,
+        "budget_bytes": budget,
+        "rows": {name: _row(found, measured[RIVAL]) for name, found in measured.items()},
+    }
+    if prior is not None:
+        encoded = encode_dataset(first, data, size, split=parts)
+        result["bits_per_code"] = _bits(prior, encoded.codes, encoded.labels, parts.train, indices)
+        progress("prior")
+    ids = [data.image_ids[i] for i in indices.tolist()]
+    result["psnr_db_of"] = {
+        name: {i: None if x != x else round(x, 3) for i, x in zip(ids, found.psnr.tolist())}
+        for name, found in measured.items()
+    }
+    return result
+
+
+def _row(found: Quality, rival: Quality) -> dict[str, Any]:
+    row: dict[str, Any] = found.summary()
+    if not row["n"]:
+        return {"n": 0}  # not one image fits
+    row["bytes"] = float(found.bytes.nanmean())
+    if isinstance(found, Reconstruction):
+        fits = not rival.psnr.isnan().any()
+        row["psnr_above_rival_db"] = paired_interval(found.psnr, rival.psnr) if fits else None
+        row["ssim_above_rival"] = paired_interval(found.ssim, rival.ssim) if fits else None
+    return row
+
+
+def _bits(
+    prior: PixelCNN, codes: Tensor, labels: Tensor, train: Tensor, held_out: Tensor
+) -> dict[str, float]:
+    bits = code_bits(prior, codes[held_out], labels[held_out])
+    return table_bits(codes[train], codes[held_out], prior.num_embeddings) | {
+        "prior, given the class": float(bits.mean()),
+        "bytes per image": float(bits.flatten(1).sum(1).mean() / 8),
+    }
+
+
+def as_text(result: Mapping[str, Any]) -> str:
+    """The table as people read it."""
+    lines = [
+        f"{result['data']}",
+        f"split {result['split']}, n = {result['n']}, {result['size']} px, at most "
+        f"{result['budget_bytes']} bytes an image\n",
+        f"{'':24}{'fits':>5}{'bytes':>7}{'PSNR dB':>9}{'SSIM':>7}"
+        f"{f'  above {RIVAL}, dB (95 %)':28}{'codes used':>10}{'perplexity':>12}",
+    ]
+    for name, row in result["rows"].items():
+        line = f"{name:24}{row['n']:5}"
+        if row["n"]:
+            line += f"{row['bytes']:7.0f}{row['psnr_db']:9.2f}{row['ssim']:7.3f}"
+        if "codes_used" in row:
+            above = row["psnr_above_rival_db"]
+            above = "" if above is None else "  {:+.2f} ({:+.2f} .. {:+.2f})".format(*above)
+            line += f"{above:28}"
+            line += f"{row['codes_used']:10}{row['perplexity']:12.0f}"
+        lines.append(line)
+    if "bits_per_code" in result:
+        lines.append("\nbits per code")
+        lines += [f"  {name:24}{value:8.3f}" for name, value in result["bits_per_code"].items()]
+    return "\n".join(lines)
