@@ -34,6 +34,7 @@ CHAPTERS = [
     "download",
     "data",
     "quantizer",
+    "deep",
     "vqvae",
     "codes",
     "pixelcnn",

@@ -1,9 +1,11 @@
 """Properties of the quantizer that a wrong one would not have."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
-from vqlib.quantizer import VectorQuantizer, count_codes, nearest_codes, perplexity
+from vqlib.quantizer import VectorQuantizer, count_codes, k_means, nearest_codes, perplexity
 
 
 def quantizer(**options):
@@ -145,3 +147,21 @@ def test_float32_under_autocast():
 def test_wrong_channels_are_refused():
     with pytest.raises(ValueError, match="10 channels do not divide"):
         quantizer()(torch.randn(1, 10, 2, 2))
+
+
+def test_k_means_finds_the_clouds_and_never_gets_worse():
+    torch.manual_seed(0)
+    centres = 10 * torch.randn(2, 8, 5)
+    vectors = centres.repeat(1, 100, 1) + 0.3 * torch.randn(2, 800, 5)
+
+    def error(rows):
+        codes = nearest_codes(vectors, rows)[..., None].expand_as(vectors)
+        return float((rows.gather(1, codes) - vectors).square().mean())
+
+    errors = []
+    for steps in range(12):
+        torch.manual_seed(1)  # the same start each time
+        errors.append(error(k_means(vectors, 64, steps)))
+    assert all(later <= earlier * (1 + 1e-6) for earlier, later in pairwise(errors))
+    assert errors[-1] < min(0.8 * errors[0], 0.3**2)
+    assert k_means(vectors[:, :3], 40).isfinite().all()  # more rows than vectors

@@ -223,6 +223,7 @@ def fit(
     device: torch.device,
     seed: int,
     progress: Any,
+    before: Callable[[], None] = lambda: None,
     save_every: float = 300.0,
 ) -> Path:
     """Train `model` in place; go on from the run's checkpoint if there is one.
@@ -233,6 +234,7 @@ def fit(
             nothing else, or a resumed run would differ from an uninterrupted one.
         loss_of: batch -> loss and what to log beside it, scalars on the device.
         after_epoch: folder -> held-out results to log, and pictures for `progress.epoch`.
+        before: called before the first step, not when a run is resumed.
         save_every: seconds between checkpoints within an epoch.
 
     Returns:
@@ -245,8 +247,10 @@ def fit(
     optimizer = torch.optim.Adam(trained, lr=schedule.lr)
     scaler = torch.amp.GradScaler(device.type, enabled=precision.dtype == torch.float16)
     total, step, log_bytes = epochs * steps_per_epoch, 0, 0
-    averaged = _running_mean(model, schedule.average)
     torch.manual_seed(seed)
+    if state is None:
+        before()
+    averaged = _running_mean(model, schedule.average)
     if state is not None:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])

@@ -82,6 +82,43 @@ def perplexity(counts: Tensor) -> Tensor:
     return torch.special.entr(p).sum(-1).exp()
 
 
+@torch.no_grad()
+def k_means(vectors: Tensor, rows: int, steps: int = 10) -> Tensor:
+    """A codebook for vectors that stand still: Lloyd's algorithm from randomly drawn vectors.
+
+    Every row moves to the mean of the vectors that are nearest to it; a row that nobody chooses
+    moves to a random vector. A quantizer in training does the same with running means, on vectors
+    that move.
+
+    Args:
+        vectors: float (S, N, D).
+
+    Returns:
+        float (S, rows, D).
+    """
+
+    def drawn() -> Tensor:
+        return vectors.gather(1, _picks(vectors, rows))
+
+    codebook = drawn()
+    for _ in range(steps):
+        codes = nearest_codes(vectors, codebook)
+        counts = count_codes(codes.T, rows)[..., None]
+        places = codes[..., None].expand_as(vectors)
+        sums = torch.zeros_like(codebook).scatter_add_(1, places, vectors)
+        codebook = torch.where(counts > 0, sums / counts.clamp_min(1), drawn())
+    return codebook
+
+
+def _picks(vectors: Tensor, rows: int) -> Tensor:
+    """Which vectors (S, N, D) to draw at random: int64 (S, rows, D), to `gather` along N. Each
+    once, or as often as others if there are fewer than rows."""
+    sets, count, width = vectors.shape
+    shuffled = torch.rand(sets, count).argsort(1)  # on the CPU: the same draw on every device
+    picks = shuffled[:, torch.arange(rows) % count].to(vectors.device)
+    return picks[..., None].expand(-1, -1, width)
+
+
 class Quantized(NamedTuple):
     """What the quantizer returns."""
 
@@ -187,6 +224,16 @@ class VectorQuantizer(nn.Module):
         """
         return z + (quantized - z).detach()
 
+    @torch.no_grad()
+    def start_from(self, z: Tensor) -> None:
+        """Start the codebooks with k-means over many latents, float (B, slots * D, H, W)."""
+        rows = k_means(self._to_vectors(z.float()), self.num_embeddings)
+        self.codebook.copy_(rows)
+        if self.ema_decay is not None:
+            self.ema_sum.copy_(rows)
+            self.ema_count.fill_(1.0)
+        self.initialized.fill_(True)
+
     def encode(self, z: Tensor) -> Tensor:
         """Feature map, float (B, slots * embedding_dim, H, W), to codes, int64 (B, H, W, slots).
         Learns nothing, in train() either."""
@@ -252,10 +299,7 @@ class VectorQuantizer(nn.Module):
     @torch.no_grad()
     def _move(self, which: Tensor, vectors: Tensor) -> None:
         """Put the codes marked in `which` (codebooks, K) onto vectors drawn from the batch."""
-        sets, count, _ = vectors.shape
-        shuffled = torch.rand(sets, count).argsort(1)  # on the CPU: the same draw on every device
-        picks = shuffled[:, torch.arange(self.num_embeddings) % count].to(vectors.device)
-        fresh = vectors.gather(1, picks[..., None].expand(-1, -1, vectors.shape[2]))
+        fresh = vectors.gather(1, _picks(vectors, self.num_embeddings))
         self.codebook.copy_(torch.where(which[..., None], fresh, self.codebook))
         self.idle.masked_fill_(which, 0)
         if self.ema_decay is not None:

@@ -10,17 +10,20 @@ Two readings of the same layers, by name:
   for each slot that starts from data and restarts idle codes.
 - `VQVAE.report()` is the report's, flaws included: the target is normalised and so lies mostly
   outside the sigmoid's [0, 1], one randomly started codebook is shared by all slots.
+
+`VQVAE.deep()` has other layers around the same quantizer; `deep.py` tells of them.
 """
 
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .deep import DeepDecoder, DeepEncoder, start_as_linear_codec
 from .quantizer import VectorQuantizer
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -64,7 +67,7 @@ class VQVAEOutput(NamedTuple):
     """What `VQVAE.forward` returns."""
 
     reconstruction: Tensor  # (B, 3, H, W), pixels in [0, 1]
-    raw: Tensor  # (B, 3, H, W), the decoder's own output; differs from it only in report()
+    raw: Tensor  # (B, 3, H, W), the decoder's own output, before it is made pixels
     loss: Tensor  # scalar: reconstruction_loss / data_variance + vq_loss
     reconstruction_loss: Tensor  # scalar; MSE in the units of the target
     vq_loss: Tensor  # scalar
@@ -86,6 +89,7 @@ class VQVAE(nn.Module):
             HAM10000 pixels in [0, 1]; 1 suits the report's normalised ones.
         ema_decay, codebooks, data_init, restart_after: see `VectorQuantizer`; `codebooks=None`
             makes one for each slot.
+        network: whose layers, the report's or those of `deep.py`.
     """
 
     def __init__(
@@ -101,6 +105,7 @@ class VQVAE(nn.Module):
         codebooks: int | None = None,
         data_init: bool = True,
         restart_after: int | None = 100,
+        network: Literal["report", "deep"] = "report",
     ) -> None:
         super().__init__()
         self.slots = CHANNELS[-1] // embedding_dim
@@ -117,8 +122,10 @@ class VQVAE(nn.Module):
             "codebooks": codebooks,
             "data_init": data_init,
             "restart_after": restart_after,
+            "network": network,
         }
-        self.encoder = Encoder(final_relu)
+        deep = network == "deep"
+        self.encoder = DeepEncoder(CHANNELS[-1]) if deep else Encoder(final_relu)
         self.quantizer = VectorQuantizer(
             num_embeddings,
             embedding_dim,
@@ -128,7 +135,7 @@ class VQVAE(nn.Module):
             data_init=data_init,
             restart_after=restart_after,
         )
-        self.decoder = Decoder()
+        self.decoder = DeepDecoder(CHANNELS[-1]) if deep else Decoder()
         self.normalize, self.data_variance = normalize, data_variance
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
@@ -147,6 +154,22 @@ class VQVAE(nn.Module):
             data_init=False,
             restart_after=None,
         )
+
+    @classmethod
+    def deep(cls) -> VQVAE:
+        """The workbook's best model at 288 bytes; call `start_from` before training it."""
+        return cls(network="deep", restart_after=20)
+
+    @torch.no_grad()
+    def start_from(self, images: Tensor) -> None:
+        """Start a deep model as a linear codec: principal components, and k-means codebooks.
+
+        Args:
+            images: float (B, 3, H, W), pixels in [0, 1]; some hundreds, of the training split.
+        """
+        start_as_linear_codec(self.encoder, self.decoder, images, self.slots)
+        latents = [self.encoder(part) for part in images.split(32)]
+        self.quantizer.start_from(torch.cat(latents))
 
     def forward(self, images: Tensor) -> VQVAEOutput:
         """Encode, quantize, decode, and say how far off the result is.
@@ -212,4 +235,4 @@ class VQVAE(nn.Module):
         return (images - self.mean) / self.std if self.normalize else images
 
     def _to_pixels(self, raw: Tensor) -> Tensor:
-        return (raw * self.std + self.mean).clamp(0, 1) if self.normalize else raw
+        return (raw * self.std + self.mean if self.normalize else raw).clamp(0, 1)
