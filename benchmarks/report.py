@@ -1,0 +1,162 @@
+"""The report, reproduced: what its losses between 0.389 and 0.447 can and can't be.
+
+    python benchmarks/report.py --data PATH        # PATH in the layout of HAM10000; again to resume
+
+1. Three readings of where the rotation stands, without any training: the *floor* that no network of
+   the report's kind can pass, and the loss of the best *single image*, which is all that is left
+   when every position of every image gets the same code.
+2. Three readings of the quantizer, trained shortly at 128 px: which terms does the loss have, and
+   how many codes survive?
+3. The report's training: 20 epochs at 256 px, 90 % of the images, batch 16, Adam 1e-3.
+4. Its prior: PixelRCNN with MSE for 100 epochs on the codes of 3.
+
+Results go to data/results/report.json, which notebooks 02 and 04 quote.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vqlib import REPORT, encode_dataset, open_dataset, train_prior, train_vqvae
+from vqlib.curves import read_log
+from vqlib.data import LesionDataset, batches, rotate_and_flip
+from vqlib.metrics import evaluate_vqvae
+from vqlib.vqvae import IMAGENET_MEAN, IMAGENET_STD, VQVAE
+
+RESULTS = Path(__file__).resolve().parent.parent / "data" / "results" / "report.json"
+BAND = (0.389486, 0.447475)  # of the report's means over 100 batches, epochs 18 to 20
+ROTATIONS: dict[str, Callable[..., Tensor] | None] = {
+    "no rotation": None,
+    "rotated after Normalize": partial(rotate_and_flip, degrees=30.0, corners=IMAGENET_MEAN),
+    "rotated before Normalize": partial(rotate_and_flip, degrees=30.0, corners="black"),
+}
+
+
+def uniform_codebook() -> VQVAE:
+    """A gradient codebook that starts as most do, in [-1/K, 1/K]."""
+    model = VQVAE.report(ema_decay=None)
+    bound = 1 / model.quantizer.num_embeddings
+    torch.nn.init.uniform_(model.quantizer.codebook, -bound, bound)
+    return model
+
+
+QUANTIZERS: dict[str, Callable[[], VQVAE]] = {
+    "EMA: MSE + 0.25 commitment": VQVAE.report,
+    "gradient: MSE + codebook + 0.25 commitment": partial(VQVAE.report, ema_decay=None),
+    "gradient, codebook from [-1/512, 1/512]": uniform_codebook,
+}
+
+
+def without_training(data: LesionDataset, size: int, images: int = 2048) -> list[dict[str, Any]]:
+    """Floor and single-image loss of each reading, on training images."""
+    pixels, train = data.pixels(size, REPORT.fit), REPORT.split(data).train[:images]
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    rows = []
+    for name, augment in ROTATIONS.items():
+        floor = total = squares = torch.zeros(3, size, size)
+        for part, _ in batches(pixels, train, 64, augment, seed=0):
+            target = (part - mean) / std
+            floor = floor + (target - target.clamp(0, 1)).square().sum(0)
+            total, squares = total + target.sum(0), squares + target.square().sum(0)
+        average = total / len(train)
+        single = average.clamp(0, 1)
+        loss = squares / len(train) - 2 * single * average + single.square()
+        rows.append(
+            {
+                "rotation": name,
+                "images": len(train),
+                "floor": float(floor.mean() / len(train)),
+                "one_code": float(loss.mean()),
+                "variance": float((squares / len(train)).mean() - average.mean().square()),
+            }
+        )
+        print(rows[-1])
+    return rows
+
+
+def trained(data: LesionDataset, name: str, run: str, size: int, epochs: int) -> dict[str, Any]:
+    """Train one reading of the quantizer, and sum up its log."""
+    recipe = replace(REPORT, vqvae=QUANTIZERS[name])
+    vqvae = train_vqvae(data, recipe, run=run, size=size, epochs=epochs)
+    steps, _ = read_log(run)
+    split = recipe.split(data)
+    found = evaluate_vqvae(vqvae, data.pixels(size, recipe.fit), split.val)
+    each = -(-len(split.train) // recipe.batch_size)
+    means = {
+        key: [
+            sum(line[key] for line in part) / len(part)
+            for part in (
+                steps[start : start + min(100, end - start)]
+                for end in range(each, len(steps) + 1, each)
+                for start in range(end - each, end, 100)
+            )
+        ]
+        for key in ("loss", "reconstruction_loss", "vq_loss")
+    }
+    last = means["loss"][-3 * -(-each // 100) :]  # three epochs, as the report prints
+    return {
+        "quantizer": name,
+        "size": size,
+        "epochs": epochs,
+        "batches": each,
+        **found.summary(),
+        "last_losses": [min(last), max(last)],
+        "inside_the_band": BAND[0] <= sum(last) / len(last) <= BAND[1],
+        "means_of_100": {key: [round(x, 5) for x in values] for key, values in means.items()},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--data", help="folder of images; default: as open_dataset()")
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--epochs", type=int, default=REPORT.vqvae_epochs)
+    parser.add_argument("--prior-epochs", type=int, default=REPORT.prior_epochs)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    data = open_dataset(options.data)
+    results = json.loads(options.out.read_text()) if options.out.is_file() else {}
+
+    def once(key: str, compute: Callable[[], Any]) -> None:
+        if key not in results:
+            results[key] = compute()
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            options.out.write_text(json.dumps(results, indent=1) + "\n")
+
+    once("data", lambda: repr(data))
+    once("band", lambda: list(BAND))
+    once("without_training", lambda: without_training(data, options.size))
+    for number, name in enumerate(QUANTIZERS):
+        short = f"report-reading-{number}"
+        once(name, partial(trained, data, name, short, options.size // 2, 2))
+    main_run, first = "report-ham10000", next(iter(QUANTIZERS))
+    once("training", partial(trained, data, first, main_run, options.size, options.epochs))
+
+    def prior() -> dict[str, Any]:
+        vqvae = train_vqvae(
+            data, REPORT, run=main_run, size=options.size, epochs=options.epochs
+        )  # loads it
+        encoded = encode_dataset(vqvae, data, options.size, split=REPORT.split(data))
+        train_prior(encoded, REPORT, run="report-prior", epochs=options.prior_epochs)
+        steps, epochs = read_log("report-prior")
+        return {
+            "epochs": options.prior_epochs,
+            "train_loss": sum(s["loss"] for s in steps[-100:]) / 100,
+            "held_out": epochs[-1]["held_out"],
+        }
+
+    once("prior", prior)
+    print(f"written: {options.out}")
+
+
+if __name__ == "__main__":
+    main()
