@@ -22,12 +22,13 @@ import torch
 from torch import Tensor
 
 from vqlib import WORKBOOK, VectorQuantizer, open_dataset, train_vqvae
+from vqlib.evaluation import RESULTS
 from vqlib.loop import Schedule
 from vqlib.metrics import evaluate_vqvae
 from vqlib.quantizer import Quantized
 from vqlib.vqvae import VQVAE, VQVAEOutput
 
-RESULTS = Path(__file__).resolve().parent.parent / "data" / "results" / "ablation.json"
+RESULTS_FILE = RESULTS / "ablation.json"
 SIZE, EPOCHS = 128, 3
 
 
@@ -155,7 +156,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", help="folder of images; default: as open_dataset()")
     parser.add_argument("--only", nargs="*", default=list(CHANGES), help="names of changes")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=RESULTS_FILE)
     options = parser.parse_args()
     data = open_dataset(options.data)
     table = json.loads(options.out.read_text()) if options.out.is_file() else {"rows": []}

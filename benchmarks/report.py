@@ -29,10 +29,11 @@ from torch import Tensor
 from vqlib import REPORT, encode_dataset, open_dataset, train_prior, train_vqvae
 from vqlib.curves import read_log
 from vqlib.data import LesionDataset, batches, rotate_and_flip
+from vqlib.evaluation import RESULTS
 from vqlib.metrics import evaluate_vqvae
 from vqlib.vqvae import IMAGENET_MEAN, IMAGENET_STD, VQVAE
 
-RESULTS = Path(__file__).resolve().parent.parent / "data" / "results" / "report.json"
+RESULTS_FILE = RESULTS / "report.json"
 BAND = (0.389486, 0.447475)  # of the report's means over 100 batches, epochs 18 to 20
 ROTATIONS: dict[str, Callable[..., Tensor] | None] = {
     "no rotation": None,
@@ -121,7 +122,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--epochs", type=int, default=REPORT.vqvae_epochs)
     parser.add_argument("--prior-epochs", type=int, default=REPORT.prior_epochs)
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=RESULTS_FILE)
     options = parser.parse_args()
     data = open_dataset(options.data)
     results = json.loads(options.out.read_text()) if options.out.is_file() else {}

@@ -112,8 +112,8 @@ class LesionDataset:
     """Photographs of skin lesions with their diagnosis; made by `open_dataset`.
 
     Attributes:
-        name: "isic2018", "ham10000" or "synthetic".
-        root: its folder; None for synthetic lesions.
+        name: "isic2018", "ham10000", "synthetic" or "decoded".
+        root: its folder; None if there are no files.
         image_ids: N names, sorted.
         labels: int64 (N,), positions in CLASSES.
         lesion_ids: N names; images of one lesion share one.
@@ -150,10 +150,10 @@ class LesionDataset:
 
     @property
     def is_synthetic(self) -> bool:
-        return self._render is not None
+        return self.name == "synthetic"
 
     def image(self, i: int) -> Image.Image:
-        """Image number i in RGB as it is stored; a synthetic one at 256 x 256.
+        """Image number i in RGB as it is stored; one without a file at 256 x 256.
 
         Raises:
             DataError: the file can't be read.

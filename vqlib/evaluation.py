@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from .cache import REPOSITORY
 from .codecs import CodedImage, best_file, evaluate_codec, mean_colour, raw_thumbnail
 from .codes import SPLITS, encode_dataset
 from .data import LesionDataset
@@ -19,6 +21,7 @@ from .metrics import Quality, Reconstruction, code_bits, evaluate_vqvae, paired_
 from .pixelcnn import PixelCNN
 from .vqvae import VQVAE
 
+RESULTS = REPOSITORY / "data" / "results"
 RIVAL = "WebP"  # the strongest codec whose whole file fits
 
 
@@ -110,6 +113,19 @@ def _bits(
         "prior, given the class": float(bits.mean()),
         "bytes per image": float(bits.flatten(1).sum(1).mean() / 8),
     }
+
+
+def load_results(name: str) -> dict[str, Any]:
+    """What a command of this repository has measured: data/results/`name`.json.
+
+    Raises:
+        FileNotFoundError: nothing of that name; lists what there is.
+    """
+    path = RESULTS / f"{name}.json"
+    if not path.is_file():
+        there = sorted(p.stem for p in RESULTS.glob("*.json"))
+        raise FileNotFoundError(f"{path}: no such results; there are {there or 'none'}")
+    return json.loads(path.read_text())
 
 
 def as_text(result: Mapping[str, Any]) -> str:

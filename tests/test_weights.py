@@ -1,0 +1,21 @@
+"""What ships can be used: models, codes, and the lesions decoded from them."""
+
+from vqlib.codes import EncodedDataset
+from vqlib.weights import PRETRAINED, decoded_dataset, load_pretrained, shipped
+
+
+def test_what_ships_with_a_prior_comes_first():
+    assert shipped()[0] == "ham10000" and (PRETRAINED / "ham10000/prior.safetensors").is_file()
+
+
+def test_decoded_lesions_are_the_shipped_codes(tmp_path, monkeypatch):
+    monkeypatch.setenv("VQLIB_HOME", str(tmp_path))
+    vqvae, _ = load_pretrained()
+    encoded = EncodedDataset.load(PRETRAINED / "ham10000" / "codes.safetensors")
+    data = decoded_dataset(images=3)
+    pixels = data.pixels(256)
+    last = vqvae.decode(encoded.codes[-1:])[0]
+    assert (pixels[2].float() / 255 - last).abs().max() < 0.51 / 255 + 1e-6
+    assert data.labels.tolist() == encoded.labels[[0, len(encoded) // 2 - 1, -1]].tolist()
+    assert not data.is_synthetic and "decoded" in repr(data)
+    assert data.pixels(64)[0].shape == (3, 64, 64) and data.image(0).size == (256, 256)
