@@ -62,7 +62,9 @@ def losses(run: str | Path, keys: Sequence[str] | None = None) -> Figure:
         if "loss" in key and min(values) > 0:
             _log_scale(axis)
         axis.set(title=key.replace("_", " "), xlabel="step")
-    axes[0, 0].legend(fontsize=8)
+    named = [pair for a in axes.flat for pair in zip(*a.get_legend_handles_labels())]
+    legend = {label: handle for handle, label in named}  # each name once
+    figure.legend(legend.values(), legend.keys(), ncols=2, loc="outside lower center", fontsize=8)
     figure.suptitle(f"run {Path(run).name}")
     return figure
 
