@@ -1,8 +1,8 @@
 """vqlib: how images become discrete codes, and how new images are drawn from them.
 
 The modules are chapters, in the order of the notebooks: `synthetic` and `data`, `quantizer`,
-`vqvae`, `codes`, `pixelcnn`, `sampling`, `weights`, `metrics`, `loop` and `training`; `curves`,
-`plots` and `widgets` serve only the notebooks.
+`deep` and `vqvae`, `codes`, `pixelcnn`, `sampling`, `weights`, `metrics`, `codecs`, `evaluation`,
+`loop` and `training`; `curves`, `plots` and `widgets` serve only the notebooks.
 """
 
 from .codes import EncodedDataset, encode_dataset
@@ -10,12 +10,13 @@ from .data import CLASSES, DataError, open_dataset, work_dir
 from .pixelcnn import MaskedConv2d, PixelCNN, PixelRCNN, ResidualMaskedConv2d
 from .quantizer import VectorQuantizer
 from .sampling import sample
-from .training import REPORT, WORKBOOK, train_prior, train_vqvae
+from .training import DEEP, REPORT, WORKBOOK, train_prior, train_vqvae
 from .vqvae import VQVAE, Decoder, Encoder
 from .weights import load_model, load_pretrained, save_model
 
 __all__ = [
     "CLASSES",
+    "DEEP",
     "REPORT",
     "VQVAE",
     "WORKBOOK",

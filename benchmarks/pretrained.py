@@ -1,0 +1,81 @@
+"""Everything in data/pretrained, from images: two VQ-VAEs, the codes of all lesions, and a prior.
+
+    python benchmarks/pretrained.py --data PATH        # hours on a CPU; run again to resume
+
+Trainings are runs of their own (work_dir()/runs/shipped-...); what is trained already is loaded.
+Weights are written in float16, and codes are made with the weights *as written*, so they are what
+everyone gets who encodes the same image. The held-out curves go to data/results/curves.json, the
+results table to data/results/NAME-val.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+import torch
+from torch import nn
+
+from vqlib import (
+    DEEP,
+    WORKBOOK,
+    encode_dataset,
+    load_model,
+    open_dataset,
+    save_model,
+    train_prior,
+    train_vqvae,
+)
+from vqlib.curves import read_log
+from vqlib.evaluation import RESULTS, as_text, evaluate
+from vqlib.weights import PRETRAINED, model_notes, run_folder
+
+LAYERS, BEST = "ham10000-report-layers", "ham10000"
+RECIPES = {LAYERS: WORKBOOK, BEST: DEEP}
+
+
+def ship(run: str, name: str, file: str) -> nn.Module:
+    """Write a run's weights to data/pretrained in float16, and read them back."""
+    trained = run_folder(run) / file
+    path = PRETRAINED / name / file
+    save_model(load_model(trained), path, torch.float16, **model_notes(trained))
+    return load_model(path)
+
+
+def write_json(name: str, content: Any) -> None:
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+
+
+def curve(run: str) -> dict[str, list[float]]:
+    """What held-out lesions said after each epoch."""
+    epochs = read_log(run)[1]
+    keys = ("psnr_db", "ssim", "codes_used", "perplexity")
+    found = {key: [round(e["held_out"][key], 4) for e in epochs] for key in keys}
+    return {"step": [e["step"] for e in epochs], **found}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--data", help="folder of images; default: as open_dataset()")
+    options = parser.parse_args()
+    data = open_dataset(options.data)
+    models, curves = {}, {}
+    for name, recipe in RECIPES.items():
+        run = f"shipped-{name}"
+        train_vqvae(data, recipe, run=run)
+        models[name], curves[name] = ship(run, name, "vqvae.safetensors"), curve(run)
+    write_json("curves", curves)
+    split = DEEP.split(data)
+    encoded = encode_dataset(models[BEST], data, split=split)
+    encoded.save(PRETRAINED / BEST / "codes.safetensors")
+    train_prior(encoded, DEEP, run="shipped-prior")
+    prior = ship("shipped-prior", BEST, "prior.safetensors")
+    result = evaluate(data, {name: models[name] for name in (BEST, LAYERS)}, prior)
+    write_json(f"{data.name}-val", result)
+    print(as_text(result))
+
+
+if __name__ == "__main__":
+    main()
