@@ -5,7 +5,7 @@ import torch
 
 from vqlib import PixelCNN, sample
 from vqlib.metrics import code_bits, table_bits
-from vqlib.sampling import filter_logits
+from vqlib.sampling import CachedPixelCNN, filter_logits
 
 
 def small_prior(k=3, grid_scale=2.0):
@@ -16,11 +16,14 @@ def small_prior(k=3, grid_scale=2.0):
     return prior
 
 
-def test_samples_follow_the_priors_own_distribution():
+@pytest.mark.parametrize("method", ["naive", "cached"])
+def test_samples_follow_the_priors_own_distribution(method):
     """Every grid of 2 positions x 2 slots x 3 codes: 81 outcomes, drawn 20,000 times."""
     prior = small_prior()
     n = 20_000
-    draws = sample(prior, n, 2, grid=(1, 2), generator=torch.Generator().manual_seed(1))
+    draws = sample(
+        prior, n, 2, grid=(1, 2), generator=torch.Generator().manual_seed(1), method=method
+    )
     weights = 3 ** torch.arange(4)
     seen = torch.bincount((draws.flatten(1) * weights).sum(1), minlength=81) / n
     every = torch.cartesian_prod(*[torch.arange(3)] * 4)
@@ -31,6 +34,68 @@ def test_samples_follow_the_priors_own_distribution():
     chi2 = (n * (seen - expected) ** 2 / expected.clamp_min(1e-9))[expected > 5 / n].sum()
     freedom = (expected > 5 / n).sum() - 1
     assert chi2 < freedom + 5 * math.sqrt(2 * freedom)
+
+
+def lively_prior(slots, blocks=2, k=16, filters=24):
+    """No weight is at its start, so that nothing can be left out unnoticed."""
+    torch.manual_seed(slots)
+    prior = PixelCNN(k, slots, filters, embedding_dim=5, blocks=blocks).eval()
+    for name, parameter in prior.named_parameters():
+        offset = 1.0 if "norm.weight" in name else 0.0
+        torch.nn.init.normal_(parameter, offset, 0.3)
+    return prior
+
+
+OPTIONS = {
+    "plain": {},
+    "one label": {"labels": 3},
+    "labels and temperature": {"labels": torch.tensor([0, 6, 7]), "temperature": 0.6},
+    "top-k": {"top_k": 4, "temperature": 1.3},
+    "top-p": {"top_p": 0.7},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("slots, grid", [(4, (8, 8)), (1, (3, 9)), (2, (5, 1)), (3, (1, 2))])
+def test_cached_equals_naive(slots, grid, options):
+    prior = lively_prior(slots).double()
+    n = 3
+    keep = torch.rand(grid, generator=torch.Generator().manual_seed(0)) < 0.3
+    given = torch.randint(16, (n, *grid, slots))
+    for kept in ({}, {"given": given, "keep": keep}):
+        naive, cached = (
+            sample(
+                prior,
+                n,
+                grid=grid,
+                generator=torch.Generator().manual_seed(11),
+                method=method,
+                **options,
+                **kept,
+            )
+            for method in ("naive", "cached")
+        )
+        assert torch.equal(naive, cached)
+    if grid == (8, 8):
+        assert len(naive.unique()) > 10  # not one code everywhere
+
+
+def test_cached_logits_are_the_priors_in_float32():
+    """Where float32 rounds differently, a draw may differ only if it was a tie within 1e-4."""
+    prior = lively_prior(4)
+    codes = torch.randint(16, (5, 6, 4, 4))
+    labels = torch.tensor([0, 1, 2, 3, 7])
+    cache = CachedPixelCNN(prior, codes.shape, labels)
+    with torch.inference_mode():
+        whole = prior(codes, labels)
+        for row, column in torch.cartesian_prod(torch.arange(6), torch.arange(4)).tolist():
+            cache.move_to(row, column)
+            for slot in range(4):
+                cache.advance(slot)
+                assert torch.allclose(
+                    cache.logits(slot), whole[:, row, column, slot], rtol=0, atol=1e-4
+                )
+                cache.put(slot, codes[:, row, column, slot])
 
 
 def test_same_generator_same_codes_and_training_mode_is_kept():

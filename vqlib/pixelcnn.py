@@ -101,7 +101,8 @@ class SlotNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        grouped = x.unflatten(1, (self.slots, -1)).float()
+        exact = torch.promote_types(x.dtype, torch.float32)  # not in half precision
+        grouped = x.unflatten(1, (self.slots, -1)).to(exact)
         variance, mean = torch.var_mean(grouped, dim=2, keepdim=True, correction=0)
         normalized = (grouped - mean) * torch.rsqrt(variance + self.eps)
         return normalized.flatten(1, 2).to(x.dtype) * self.weight + self.bias
