@@ -43,7 +43,8 @@ def filter_logits(
     """
     if not temperature > 0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
-    logits = logits / temperature
+    if temperature != 1:
+        logits = logits / temperature
     if top_k is not None:
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1, got {top_k}")
@@ -57,6 +58,16 @@ def filter_logits(
         out = p.cumsum(-1) - p >= top_p  # what stands before it is enough already
         logits = logits.masked_fill(out.gather(-1, order.argsort(-1)), -torch.inf)
     return logits
+
+
+def draw(p: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """One code from each distribution: float (..., K), sums to 1, to int64 (...).
+
+    An exponential race: code k arrives after a time E / p_k, with E exponentially distributed, and
+    the first to arrive is code k with probability p_k. `torch.multinomial` does the same, and checks
+    its arguments first, which takes longer than the race.
+    """
+    return (p / torch.empty_like(p).exponential_(generator=generator)).argmax(-1)
 
 
 @torch.inference_mode()
@@ -121,7 +132,7 @@ def sample(
                 else:
                     logits = prior(codes, labels)[:, row, column, slot]
                 p = filter_logits(logits, temperature, top_k, top_p).softmax(-1)
-                codes[:, row, column, slot] = torch.multinomial(p, 1, generator=generator)[:, 0]
+                codes[:, row, column, slot] = draw(p, generator)
             if cache is not None:
                 cache.put(slot, codes[:, row, column, slot])
     prior.train(was_training)
@@ -171,13 +182,13 @@ class CachedPixelCNN:
             seen = (s + 1) * self.deep
             self.of_slot.append(
                 (
-                    middle[s][:, : s * self.wide].T,
-                    [layer[s][:, :seen].T for layer in middles],
+                    middle[s][:, : s * self.wide].T.contiguous(),
+                    [layer[s][:, :seen].T.contiguous() for layer in middles],
                     [
                         (m.weight.flatten().chunk(slots)[s], m.bias.flatten().chunk(slots)[s])
                         for m in norms
                     ],
-                    weight[:, :seen].T,
+                    weight[:, :seen].T.contiguous(),
                     bias,
                 )
             )
@@ -190,40 +201,41 @@ class CachedPixelCNN:
         # Everything computed so far, with the margin of zeros that the convolutions pad with.
         m = self.margin
         self.embedded = first.new_zeros(height + m, width + 2 * m, n, first.shape[1])
-        self.features = first.new_zeros(height + 1, width + 2, len(blocks), n, first.shape[0])
+        self.features = first.new_zeros(height + 1, width + 2, len(blocks) + 1, n, first.shape[0])
 
     def move_to(self, row: int, column: int) -> None:
         """Sum up what earlier positions contribute to this one, in all layers."""
         m = self.margin
         seen = _before(self.embedded, row + m, column + m, m).transpose(0, 1).flatten(1)
         first = torch.addmm(self.constant[0], seen, self.first_before)
-        seen = _before(self.features, row + 1, column + 1, 1).permute(1, 2, 0, 3).flatten(2)
+        seen = _before(self.features[:, :, :-1], row + 1, column + 1, 1)
+        seen = seen.permute(1, 2, 0, 3).flatten(2)  # (blocks, n, places * filters)
         rest = torch.baddbmm(self.constant[1:], seen, self.blocks_before)
         self.sums = [total.split(self.deep, 1) for total in (first, *rest)]
         self.embedding_here = self.embedded[row + m, column + m]
         self.features_here = self.features[row + 1, column + 1].unbind()
-        self.last = torch.empty_like(first)
 
     def advance(self, slot: int) -> None:
         """Compute this slot's features in all layers, from those of the slots before it."""
         of_first, of_blocks, norms, _, _ = self.of_slot[slot]
+        start, end = slot * self.deep, (slot + 1) * self.deep
         x = self.sums[0][slot]
         if slot:
             x = torch.addmm(x, self.embedding_here[:, : slot * self.wide], of_first)
         x = F.layer_norm(x, (self.deep,), *norms[0], self.eps).relu_()
-        start, end = slot * self.deep, (slot + 1) * self.deep
-        for here, sums, weight, norm in zip(
-            self.features_here, self.sums[1:], of_blocks, norms[1:], strict=True
+        into, *others = self.features_here
+        into[:, start:end] = x
+        for here, out, sums, weight, norm in zip(
+            self.features_here, others, self.sums[1:], of_blocks, norms[1:], strict=False
         ):
-            here[:, start:end] = x
             y = torch.addmm(sums[slot], here[:, :end], weight)
-            x = x + F.layer_norm(y, (self.deep,), *norm, self.eps).relu_()
-        self.last[:, start:end] = x
+            y = F.layer_norm(y, (self.deep,), *norm, self.eps).relu_()
+            torch.add(here[:, start:end], y, out=out[:, start:end])
 
     def logits(self, slot: int) -> Tensor:
         """(n, K), after `advance`."""
         _, _, _, weight, bias = self.of_slot[slot]
-        return torch.addmm(bias, self.last[:, : len(weight)], weight)
+        return torch.addmm(bias, self.features_here[-1][:, : len(weight)], weight)
 
     def put(self, slot: int, codes: Tensor) -> None:
         """From now on this slot's codes are int64 (n,)."""
