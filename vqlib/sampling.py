@@ -64,8 +64,8 @@ def draw(p: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """One code from each distribution: float (..., K), sums to 1, to int64 (...).
 
     An exponential race: code k arrives after a time E / p_k, with E exponentially distributed, and
-    the first to arrive is code k with probability p_k. `torch.multinomial` does the same, and checks
-    its arguments first, which takes longer than the race.
+    the first to arrive is code k with probability p_k. `torch.multinomial` does the same after
+    checks that take longer than the race.
     """
     return (p / torch.empty_like(p).exponential_(generator=generator)).argmax(-1)
 
