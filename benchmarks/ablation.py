@@ -1,11 +1,11 @@
 """What each part of the quantizer and of its training is worth: one change at a time.
 
-    python benchmarks/ablation.py --data PATH      # 20 runs of some minutes; again to resume
+    python benchmarks/ablation.py --data PATH      # 21 runs of some minutes; again to resume
 
 All runs share the report's layers, the images (128 px), the steps and the seed, and differ from the
 first by what their name says. Held-out PSNR, SSIM, used codes and perplexity go to
-data/results/ablation.json, which notebook 03 shows. The first and the last run twice, with two
-seeds: a difference smaller than theirs is no difference.
+data/results/ablation.json, which notebook 03 shows. Three of them run
+twice, with two seeds: a difference smaller than between seeds is no difference.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "constant learning rate 1e-3": {"schedule": Schedule(lr=1e-3)},
     "no quantizer": {"quantizer": NoQuantizer},
 }
-TWICE = ("workbook", "log MSE of each image")
+TWICE = ("workbook", "restarts after 20 batches", "log MSE of each image")
 
 
 def run(name: str, seed: int, data: Any) -> dict[str, Any]:
