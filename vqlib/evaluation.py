@@ -131,7 +131,7 @@ def load_results(name: str) -> dict[str, Any]:
 def as_text(result: Mapping[str, Any]) -> str:
     """The table as people read it."""
     lines = [
-        f"{result['data']}",
+        f"measured on {result['data'].strip('<>')}",
         f"split {result['split']}, n = {result['n']}, {result['size']} px, at most "
         f"{result['budget_bytes']} bytes an image\n",
         f"{'':24}{'fits':>5}{'bytes':>7}{'PSNR dB':>9}{'SSIM':>7}"

@@ -77,6 +77,7 @@ DEEP = replace(
     WORKBOOK,
     name="deep",
     vqvae=VQVAE.deep,
+    vqvae_epochs=24,
     schedule=Schedule(lr=4e-4, warmup=100, cosine=True, clip=1.0, average=0.999),
     start_images=512,
 )
