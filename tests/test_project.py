@@ -207,8 +207,8 @@ def test_notebook_compares_something_after_each_cell_nbval_ignores(book):
 def test_notebook_shows_no_real_lesion(book):
     """Its images are the embedded default's: it printed so, and no real one is named or pasted."""
     printed = "\n".join(texts(cell) for cell in code_cells(book))
-    assert re.search(r"\bsynthetic: [\d,]+ images", printed), "the data set isn't shown"
-    assert not re.search(r"\b(isic ?2018|ham10000): [\d,]+ images", printed, re.IGNORECASE)
+    assert re.search(r"<(synthetic|decoded): [\d,]+ images", printed), "the data set isn't shown"
+    assert not re.search(r"<(isic ?2018|ham10000): [\d,]+ images", printed, re.IGNORECASE)
     assert not re.search(r"ISIC_\d{7}", printed)
     for cell in book["cells"]:
         assert not cell.get("attachments"), f"{cell['id']}: a pasted picture"
@@ -270,6 +270,16 @@ def test_no_file_names_a_machine():
         if Path(name).suffix in {".py", ".md", ".toml", ".yml", ".cfg", ""}:
             found = MACHINE_PATH.search((ROOT / name).read_text("utf-8"))
             assert not found, f"{name}: {found}"
+
+
+def test_results_in_the_readme_are_those_of_evaluate():
+    results = json.loads((ROOT / "data/results/isic2018-val.json").read_text("utf-8"))
+    readme = (ROOT / "README.md").read_text("utf-8")
+    for name, row in results["rows"].items():
+        if row["n"]:
+            line = f"| {row['n']} | {row['psnr_db']:.2f} | {row['ssim']:.3f} |"
+            assert line in readme, f"{name}: {line}"
+    assert f"{results['bits_per_code']['prior, given the class']:.2f} bits" in readme
 
 
 def test_top_level_is_what_the_readme_lists():
