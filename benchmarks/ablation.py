@@ -4,8 +4,8 @@
 
 All runs share the report's layers, the images (128 px), the steps and the seed, and differ from the
 first by what their name says. Held-out PSNR, SSIM, used codes and perplexity go to
-data/results/ablation.json, which notebook 03 shows. Three of them run
-twice, with two seeds: a difference smaller than between seeds is no difference.
+data/results/ablation.json, which notebook 03 shows. Three of them run twice, with two seeds: a
+difference smaller than between seeds is no difference.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Our quantizer beside those of `vector-quantize-pytorch`, in the same network on the same data.
 
     pip install vector-quantize-pytorch
-    python benchmarks/quantizers.py --data PATH        # five trainings of minutes; again to resume
+    python benchmarks/quantizers.py --data PATH        # four trainings of minutes; again to resume
 
 Same encoder, decoder, images (128 px), steps, seed and optimizer; all have four codes of 9 bits at
 each position. Time and memory are those of the quantizer alone, forwards and backwards, on as many
