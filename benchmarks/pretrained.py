@@ -11,8 +11,6 @@ results table to data/results/NAME-val.json.
 from __future__ import annotations
 
 import argparse
-import json
-from typing import Any
 
 import torch
 from torch import nn
@@ -27,8 +25,9 @@ from vqlib import (
     train_prior,
     train_vqvae,
 )
+from vqlib.codes import add_turned
 from vqlib.curves import read_log
-from vqlib.evaluation import RESULTS, as_text, evaluate
+from vqlib.evaluation import as_text, evaluate, save_results
 from vqlib.weights import PRETRAINED, model_notes, run_folder
 
 LAYERS, BEST = "ham10000-report-layers", "ham10000"
@@ -41,11 +40,6 @@ def ship(run: str, name: str, file: str) -> nn.Module:
     path = PRETRAINED / name / file
     save_model(load_model(trained), path, torch.float16, **model_notes(trained))
     return load_model(path)
-
-
-def write_json(name: str, content: Any) -> None:
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
 
 
 def curve(run: str) -> dict[str, list[float]]:
@@ -66,14 +60,15 @@ def main() -> None:
         run = f"shipped-{name}"
         train_vqvae(data, recipe, run=run)
         models[name], curves[name] = ship(run, name, "vqvae.safetensors"), curve(run)
-    write_json("curves", curves)
+    save_results("curves", curves)
     split = DEEP.split(data)
     encoded = encode_dataset(models[BEST], data, split=split)
     encoded.save(PRETRAINED / BEST / "codes.safetensors")
+    add_turned(encoded, models[BEST], data)
     train_prior(encoded, DEEP, run="shipped-prior")
     prior = ship("shipped-prior", BEST, "prior.safetensors")
     result = evaluate(data, {name: models[name] for name in (BEST, LAYERS)}, prior)
-    write_json(f"{data.name}-val", result)
+    save_results(f"{data.name}-val", result)
     print(as_text(result))
 
 

@@ -12,7 +12,6 @@ in a process of its own. Results go to data/results/quantizers.json.
 from __future__ import annotations
 
 import argparse
-import json
 import resource
 import subprocess
 import sys
@@ -20,7 +19,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -28,12 +26,11 @@ import torch
 from torch import Tensor, nn
 
 from vqlib import WORKBOOK, VectorQuantizer, open_dataset, train_vqvae
-from vqlib.evaluation import RESULTS
+from vqlib.evaluation import load_results, save_results
 from vqlib.metrics import evaluate_vqvae
 from vqlib.quantizer import Quantized, count_codes, perplexity
 from vqlib.vqvae import VQVAE
 
-RESULTS_FILE = RESULTS / "quantizers.json"
 SIZE, EPOCHS = 128, 3
 
 
@@ -140,20 +137,18 @@ def memory(name: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", help="folder of images; default: as open_dataset()")
-    parser.add_argument("--out", type=Path, default=RESULTS_FILE)
     parser.add_argument("--memory-of", choices=QUANTIZERS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory_of:
         print(memory(options.memory_of))
         return
     data = open_dataset(options.data)
-    table = json.loads(options.out.read_text()) if options.out.is_file() else {"rows": {}}
+    table = load_results("quantizers", {"rows": {}})
     table |= {"data": repr(data), "size": SIZE, "epochs": EPOCHS, "split": "val"}
     for name in QUANTIZERS:
         if name not in table["rows"]:
             table["rows"][name] = train(name, data)
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-            options.out.write_text(json.dumps(table, indent=1) + "\n")
+            save_results("quantizers", table)
     measured = times()
     for name, row in table["rows"].items():
         command = [sys.executable, __file__, "--memory-of", name]
@@ -163,7 +158,7 @@ def main() -> None:
             f"{name:42}{row['psnr_db']:7.2f} dB{row['codes_used']:5} codes"
             f"{row['ms_per_step']:8.1f} ms{row['mb_per_step_of_64']:8.0f} MB"
         )
-    options.out.write_text(json.dumps(table, indent=1) + "\n")
+    save_results("quantizers", table)
 
 
 if __name__ == "__main__":

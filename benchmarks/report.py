@@ -16,11 +16,9 @@ Results go to data/results/report.json, which notebooks 02 and 04 quote.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,11 +27,10 @@ from torch import Tensor
 from vqlib import REPORT, encode_dataset, open_dataset, train_prior, train_vqvae
 from vqlib.curves import read_log
 from vqlib.data import LesionDataset, batches, rotate_and_flip
-from vqlib.evaluation import RESULTS
+from vqlib.evaluation import load_results, save_results
 from vqlib.metrics import evaluate_vqvae
 from vqlib.vqvae import IMAGENET_MEAN, IMAGENET_STD, VQVAE
 
-RESULTS_FILE = RESULTS / "report.json"
 BAND = (0.389486, 0.447475)  # of the report's means over 100 batches, epochs 18 to 20
 ROTATIONS: dict[str, Callable[..., Tensor] | None] = {
     "no rotation": None,
@@ -122,16 +119,14 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--epochs", type=int, default=REPORT.vqvae_epochs)
     parser.add_argument("--prior-epochs", type=int, default=REPORT.prior_epochs)
-    parser.add_argument("--out", type=Path, default=RESULTS_FILE)
     options = parser.parse_args()
     data = open_dataset(options.data)
-    results = json.loads(options.out.read_text()) if options.out.is_file() else {}
+    results = load_results("report", {})
 
     def once(key: str, compute: Callable[[], Any]) -> None:
         if key not in results:
             results[key] = compute()
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-            options.out.write_text(json.dumps(results, indent=1) + "\n")
+            save_results("report", results)
 
     once("data", lambda: repr(data))
     once("band", lambda: list(BAND))
@@ -156,7 +151,6 @@ def main() -> None:
         }
 
     once("prior", prior)
-    print(f"written: {options.out}")
 
 
 if __name__ == "__main__":

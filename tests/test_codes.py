@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from vqlib import VQVAE, DataError, EncodedDataset, encode_dataset, open_dataset
-from vqlib.codes import pack_codes, unpack_codes
+from vqlib.augment import moved
+from vqlib.codes import add_turned, pack_codes, unpack_codes
 from vqlib.data import Split
 
 
@@ -62,3 +63,31 @@ def test_encode_dataset_equals_encoding_one_by_one(tmp_path, monkeypatch):
     alone = vqvae.encode(data.pixels(64)[5:6].float() / 255)
     assert torch.equal(result.codes[5:6], alone)
     assert len(result) == len(data) and torch.equal(result.labels, data.labels)
+
+
+def test_turned_codes_are_those_of_turned_images(tmp_path, monkeypatch):
+    monkeypatch.setenv("VQLIB_HOME", str(tmp_path))
+    data, vqvae = open_dataset(lesions=14), VQVAE(data_init=False).eval()
+    encoded = encode_dataset(vqvae, data, size=64)
+    add_turned(encoded, vqvae, data, size=64, batch_size=4)
+    train = encoded.split.train
+    assert torch.equal(encoded.turned[0], encoded.codes[train])
+    image = data.pixels(64)[train[2:3]].float() / 255
+    for move in range(8):
+        assert torch.equal(encoded.turned[move, 2:3], vqvae.encode(moved(image, move)))
+    encoded.save(tmp_path / "turned.safetensors")
+    assert torch.equal(EncodedDataset.load(tmp_path / "turned.safetensors").turned, encoded.turned)
+    add_turned(encoded, vqvae, batch_size=4)  # without images: decoded, turned, encoded
+    again = vqvae.encode(moved(vqvae.decode(encoded.codes[train[2:3]]), 5))
+    assert torch.equal(encoded.turned[5, 2:3], again)
+
+
+def test_the_eight_orientations_are_a_group():
+    image = torch.randn(1, 1, 4, 4)
+    found = {tuple(moved(image, move).flatten().tolist()) for move in range(8)}
+    assert len(found) == 8
+    assert all(
+        tuple(moved(moved(image, a), b).flatten().tolist()) in found
+        for a in range(8)
+        for b in range(8)
+    )

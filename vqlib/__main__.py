@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torchvision.utils import save_image
 
-from .codes import SPLITS, EncodedDataset, encode_dataset
+from .codes import SPLITS, EncodedDataset, add_turned, encode_dataset
 from .data import CLASSES, DataError, download, open_dataset
 from .evaluation import as_text, evaluate
 from .sampling import sample
@@ -70,6 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--vqvae", type=Path, required=True, help="weights, .safetensors")
     p.add_argument("--recipe", choices=RECIPES, default="workbook", help="whose split is kept")
     p.add_argument("--out", type=Path, required=True, help="file to write, .safetensors")
+    p.add_argument(
+        "--turned", action="store_true", help="the training part in all eight orientations, too"
+    )
 
     p = command("train-prior", _train_prior, "train a prior on codes; run again to resume")
     p.add_argument("--codes", type=Path, required=True, help="file written by encode")
@@ -122,7 +125,10 @@ def _encode(options: argparse.Namespace) -> None:
     data = open_dataset(options.data)
     split = RECIPES[options.recipe].split(data)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    encoded = encode_dataset(load_model(options.vqvae), data, options.size, split=split)
+    vqvae = load_model(options.vqvae)
+    encoded = encode_dataset(vqvae, data, options.size, split=split)
+    if options.turned:
+        add_turned(encoded, vqvae, data, options.size)
     encoded.save(options.out)
     print(f"{options.out}: {encoded}")
 

@@ -27,11 +27,21 @@ def to_float(images: Tensor) -> Tensor:
     return images if images.dtype == torch.float32 else images.to(torch.float32).div_(255)
 
 
-def dihedral(images: Tensor, generator: Generator) -> Tensor:
-    """Turn each image by 0, 90, 180 or 270 degrees and mirror every second one.
+def moved(images: Tensor, move: int) -> Tensor:
+    """One of the eight symmetries of a square (the dihedral group D4), `move` in 0..7.
 
-    These eight moves are the symmetries of a square (the dihedral group D4). They only move pixels
-    about: nothing is interpolated, no corner is lost, and any of them can be undone.
+    Turned by `move % 4` quarters of a circle, from 4 on mirrored as well; 0 leaves the image as it
+    is. Pixels are only moved about: nothing is interpolated, no corner is lost.
+
+    Args:
+        images: any dtype, (..., S, S).
+    """
+    images = torch.rot90(images, move % 4, dims=(-2, -1))
+    return images.flip(-1) if move >= 4 else images
+
+
+def dihedral(images: Tensor, generator: Generator) -> Tensor:
+    """Turn and mirror each image by one of the eight symmetries of a square; see `moved`.
 
     Args:
         images: uint8 (B, 3, S, S).
@@ -45,9 +55,8 @@ def dihedral(images: Tensor, generator: Generator) -> Tensor:
     out = torch.empty(rows.shape)
     for move in range(8):
         chosen = (moves == move).nonzero().flatten()
-        turned = torch.rot90(rows.index_select(0, chosen), move % 4, dims=(1, 2))
-        turned = turned.flip(2) if move >= 4 else turned
-        out.index_copy_(0, chosen, to_float(turned))
+        turned = moved(rows.index_select(0, chosen).permute(0, 3, 1, 2), move)
+        out.index_copy_(0, chosen, to_float(turned.permute(0, 2, 3, 1)))
     return out.permute(0, 3, 1, 2)
 
 

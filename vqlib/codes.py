@@ -7,6 +7,7 @@ in the 64-bit integers that PyTorch computes with.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
+from .augment import moved, to_float
 from .data import CLASSES, DataError, LesionDataset, Split, batches
 from .vqvae import VQVAE
 
@@ -66,13 +68,21 @@ class EncodedDataset(Dataset):
         split: `Split` of index tensors; the same images as in the data set that was encoded.
         codebook: float32 (1 or slots, K, D), needed only by `vectors`.
         source: one line saying where the codes come from.
+        turned: int64 (8, len(split.train), h, w, slots): the training images in all eight
+            orientations, in the order of `vqlib.augment.moved`; None before `add_turned`.
     """
 
     def __init__(
-        self, codes: Tensor, labels: Tensor, split: Split, codebook: Tensor, source: str = ""
+        self,
+        codes: Tensor,
+        labels: Tensor,
+        split: Split,
+        codebook: Tensor,
+        source: str = "",
+        turned: Tensor | None = None,
     ) -> None:
         self.codes, self.labels, self.split = codes, labels, split
-        self.codebook, self.source = codebook, source
+        self.codebook, self.source, self.turned = codebook, source, turned
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -113,6 +123,8 @@ class EncodedDataset(Dataset):
             "split": names,
             "codebook": self.codebook.contiguous(),
         }
+        if self.turned is not None:
+            tensors["turned"] = torch.from_numpy(pack_codes(self.turned[1:], self.bits))
         shape = "x".join(map(str, self.codes.shape))
         save_file(tensors, path, metadata={"shape": shape, "source": self.source})
 
@@ -134,12 +146,17 @@ class EncodedDataset(Dataset):
             codes = unpack_codes(tensors["packed"].numpy(), bits, shape)
             split = Split(*((tensors["split"] == n).nonzero().flatten() for n in range(3)))
             labels = tensors["labels"].long()
+            turned = None
+            if "turned" in tensors:
+                packed, train = tensors["turned"].numpy(), codes[split.train]
+                turned = unpack_codes(packed, bits, (7, *train.shape))
+                turned = torch.cat([train[None], turned])
         except (SafetensorError, KeyError, ValueError) as error:
             raise DataError(
                 f"{path} is not a file of codes ({error}): write one with "
                 "`python -m vqlib encode`, or EncodedDataset.save"
             ) from error
-        return cls(codes, labels, split, codebook, metadata.get("source", ""))
+        return cls(codes, labels, split, codebook, metadata.get("source", ""), turned)
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{len(i)} {name}" for name, i in zip(SPLITS, self.split, strict=True))
@@ -149,7 +166,6 @@ class EncodedDataset(Dataset):
         )
 
 
-@torch.inference_mode()
 def encode_dataset(
     vqvae: VQVAE,
     data: LesionDataset,
@@ -168,21 +184,60 @@ def encode_dataset(
     Returns:
         EncodedDataset in the order of `data`, on the CPU.
     """
-    device = next(vqvae.parameters()).device
     pixels, indices = data.pixels(size), torch.arange(len(data))
-    was_training = vqvae.training
-    vqvae.eval()
-    steps = batches(pixels, indices, batch_size, shuffle=False)
-    total = -(-len(data) // batch_size)
-    codes = [
-        vqvae.encode(images.to(device)).cpu()
-        for images, _ in tqdm(steps, "encoding", total, leave=False, disable=None)
-    ]
-    vqvae.train(was_training)
+    steps = (images for images, _ in batches(pixels, indices, batch_size, shuffle=False))
     return EncodedDataset(
-        torch.cat(codes).clone(),
+        _encode(vqvae, steps, -(-len(data) // batch_size)),
         data.labels,
         split or data.split(),
         vqvae.quantizer.codebook.detach().float().cpu().clone(),
         repr(data),
     )
+
+
+def add_turned(
+    encoded: EncodedDataset,
+    vqvae: VQVAE,
+    data: LesionDataset | None = None,
+    size: int = 256,
+    *,
+    batch_size: int = 64,
+) -> None:
+    """Encode the training images in all eight orientations, and keep that in `encoded.turned`.
+
+    A lesion turned by a quarter of a circle is a lesion: a prior that is shown all eight has eight
+    times as many grids to learn from. There is no short cut through the codes: turning the grid
+    would put every code into its new place, but what each code shows would not turn with it.
+
+    Args:
+        encoded: what `encode_dataset` gave for `data`; changed in place.
+        vqvae: the model that made the codes.
+        data: the images. Without them the codes are decoded, and the pictures turned and encoded
+            again: the same without photographs, at a small loss.
+        size: of the images, as for `encode_dataset`.
+    """
+    train, turned = encoded.split.train, [encoded.codes[encoded.split.train]]
+    device = next(vqvae.parameters()).device
+
+    def pictures(move: int) -> Iterator[Tensor]:
+        for part in train.split(batch_size):
+            if data is None:
+                images = vqvae.decode(encoded.codes[part].to(device))
+            else:
+                images = to_float(data.pixels(size)[part])
+            yield moved(images, move)
+
+    for move in range(1, 8):
+        turned.append(_encode(vqvae, pictures(move), -(-len(train) // batch_size)))
+    encoded.turned = torch.stack(turned)
+
+
+@torch.inference_mode()
+def _encode(vqvae: VQVAE, images: Iterator[Tensor], total: int) -> Tensor:
+    """The codes of all batches, by a model in eval()."""
+    device, was_training = next(vqvae.parameters()).device, vqvae.training
+    vqvae.eval()
+    steps = tqdm(images, "encoding", total, leave=False, disable=None)
+    codes = [vqvae.encode(part.to(device)).cpu() for part in steps]
+    vqvae.train(was_training)
+    return torch.cat(codes).clone()

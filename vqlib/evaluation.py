@@ -115,14 +115,25 @@ def _bits(
     }
 
 
-def load_results(name: str) -> dict[str, Any]:
-    """What a command of this repository has measured: data/results/`name`.json.
+def save_results(name: str, content: Any) -> None:
+    """Keep what a command of this repository has measured, as data/results/`name`.json."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+
+
+def load_results(name: str, default: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What `save_results` kept under that name.
+
+    Args:
+        default: returned if there is nothing of that name.
 
     Raises:
-        FileNotFoundError: nothing of that name; lists what there is.
+        FileNotFoundError: nothing of that name, and no default; lists what there is.
     """
     path = RESULTS / f"{name}.json"
     if not path.is_file():
+        if default is not None:
+            return default
         there = sorted(p.stem for p in RESULTS.glob("*.json"))
         raise FileNotFoundError(f"{path}: no such results; there are {there or 'none'}")
     return json.loads(path.read_text())

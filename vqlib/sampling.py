@@ -11,6 +11,7 @@ The plain way runs the whole prior for each of the 256 codes and throws 255/256 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -63,11 +64,14 @@ def filter_logits(
 def draw(p: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """One code from each distribution: float (..., K), sums to 1, to int64 (...).
 
-    An exponential race: code k arrives after a time E / p_k, with E exponentially distributed, and
-    the first to arrive is code k with probability p_k. `torch.multinomial` does the same after
-    checks that take longer than the race.
+    The codes lie side by side on a line of length 1, each as long as it is likely; a point u, drawn
+    evenly from that line, falls into code k with probability p_k. `torch.multinomial` does the same
+    with a random number for each of the K codes, instead of one.
     """
-    return (p / torch.empty_like(p).exponential_(generator=generator)).argmax(-1)
+    ends = p.cumsum(-1)
+    u = torch.rand(*p.shape[:-1], 1, dtype=p.dtype, device=p.device, generator=generator)
+    # u < 1, and times the sum as rounded it stays below that sum: no code without p is drawn.
+    return torch.searchsorted(ends, u * ends[..., -1:], right=True)[..., 0]
 
 
 @torch.inference_mode()
@@ -142,11 +146,13 @@ def sample(
 class CachedPixelCNN:
     """A PixelCNN that computes each position once, and remembers it.
 
-    What its masked convolutions give at a position has three sources:
+    What its masked convolutions sum up at a position comes from
 
-    - the positions above and to the left, which are known and the same for all slots: one product
-      for the first layer and one for all blocks together, when the position is reached;
-    - the earlier slots of this position: small products, one slot after another;
+    - the rows above: known for a whole row before its first code is drawn, so one product for the
+      first layer and one for all blocks serve all its positions (`enter_row`);
+    - the positions to the left: two more products at each position (`move_to`);
+    - the earlier slots of the position itself: two more for each slot, and then, layer after layer,
+      a small one from the slot to itself (`advance`);
     - the label and the bias.
 
     For each position in raster order call `move_to`; then for each slot `advance`, `logits` if they
@@ -158,96 +164,129 @@ class CachedPixelCNN:
     """
 
     def __init__(self, prior: PixelCNN, shape: Sequence[int], labels: Tensor | None) -> None:
-        n, height, width, slots = shape
-        first = prior.first.weight * prior.first.mask  # (out, in, row, column)
-        blocks = torch.stack([block.conv.weight * block.conv.mask for block in prior.blocks])
-        head = (prior.head.weight * prior.head.mask)[:, :, 0, 0]
-        self.prior, self.margin = prior, first.shape[-1] // 2
-        self.wide, self.deep = first.shape[1] // slots, first.shape[0] // slots  # of one slot
+        n, height, self.width, slots = shape
+        first, blocks = prior.first, [block.conv for block in prior.blocks]
+        m = self.margin = first.kernel_size[0] // 2
+        filters, wide = first.out_channels, first.in_channels // slots
+        deep = filters // slots  # features of one slot, as `wide` is the length of an embedding
 
-        # Weights of earlier positions, one row for each of their channels.
-        above = _before(first.permute(2, 3, 1, 0), self.margin, self.margin, self.margin)
-        self.first_before = above.flatten(0, 1)
-        above = _before(blocks.permute(3, 4, 0, 2, 1), 1, 1, 1)  # (places, blocks, in, out)
-        self.blocks_before = above.transpose(0, 1).flatten(1, 2)
-        # Weights within the position: a matrix for each slot, from the channels that it may see.
-        middle = first[:, :, self.margin, self.margin].chunk(slots)
-        middles = [weight.chunk(slots) for weight in blocks[:, :, :, 1, 1]]
+        # Everything computed so far, with the margin of zeros that the convolutions pad with ...
+        new = first.weight.new_zeros
+        self.embedded = new(height + m, self.width + 2 * m, n, first.in_channels)
+        self.features = new(len(blocks), height + 1, self.width + 2, n, filters)
+        # ... and what belongs to the present position: its codes, their sums, its features.
+        self.place: tuple[int, int] | None = None
+        self.embedded_here = new(n, first.in_channels)
+        self.sums, self.features_here = new(2, len(blocks) + 1, n, filters)
+
+        if labels is None:
+            labels = torch.full((n,), prior.num_classes, device=first.weight.device)
+        biases = torch.stack([conv.bias for conv in (first, *blocks)])
+        told = prior.labels(labels).unflatten(1, biases.shape)  # (n, layers, filters)
+        self.constant = (told + biases).transpose(0, 1)[:, None]  # (layers, 1, n, filters)
+
+        # Weights (out, in, row, column) as matrices, a row for each channel of each place. Only
+        # the middle is masked by slot: whatever stands above or to the left is seen in full.
+        kernels = torch.stack([conv.weight for conv in blocks])
+        self.first_above = first.weight[:, :, :m].permute(2, 3, 1, 0).flatten(0, 2)
+        self.first_left = first.weight[:, :, m, :m].permute(2, 1, 0).flatten(0, 1)
+        self.blocks_above = kernels[:, :, :, 0].permute(0, 3, 2, 1).flatten(1, 2)
+        self.blocks_left = kernels[:, :, :, 1, 0].transpose(1, 2).contiguous()
+        first_middle = first.weight[:, :, m, m].T.contiguous()
+        blocks_middle = kernels[:, :, :, 1, 1].transpose(1, 2).contiguous()
         norms = [prior.first_norm, *(block.norm for block in prior.blocks)]
         self.eps = prior.first_norm.eps
-        self.of_slot = []
-        for s, (weight, bias) in enumerate(
-            zip(head.chunk(slots), prior.head.bias.chunk(slots), strict=True)
-        ):
-            seen = (s + 1) * self.deep
-            self.of_slot.append(
-                (
-                    middle[s][:, : s * self.wide].T.contiguous(),
-                    [layer[s][:, :seen].T.contiguous() for layer in middles],
-                    [
-                        (m.weight.flatten().chunk(slots)[s], m.bias.flatten().chunk(slots)[s])
-                        for m in norms
-                    ],
-                    weight[:, :seen].T.contiguous(),
-                    bias,
+        self.slots = []
+        for s in range(slots):
+            before, own, codes = slice(s * deep), slice(s * deep, s * deep + deep), slice(s * wide)
+            here, sums = self.features_here, self.sums
+            self.slots.append(
+                _Slot(
+                    (sums[0, :, own], self.embedded_here[:, codes], first_middle[codes, own]),
+                    (
+                        sums[1:, :, own],
+                        here[:-1, :, before],
+                        blocks_middle[:, before, own].contiguous(),
+                    ),
+                    sums[:, :, own].unbind(),
+                    here[:, :, own].unbind(),
+                    blocks_middle[:, own, own].contiguous().unbind(),
+                    [(norm.weight.flatten()[own], norm.bias.flatten()[own]) for norm in norms],
+                    here[-1, :, : own.stop],
+                    prior.head.weight.chunk(slots)[s][:, : own.stop, 0, 0].T.contiguous(),
+                    prior.head.bias.chunk(slots)[s],
+                    prior.embedding.weight.chunk(slots)[s],
+                    self.embedded_here[:, s * wide : s * wide + wide],
                 )
             )
 
-        if labels is None:
-            labels = torch.full((n,), prior.num_classes, device=first.device)
-        biases = torch.stack([prior.first.bias, *(block.conv.bias for block in prior.blocks)])
-        told = prior.labels(labels).unflatten(1, biases.shape)  # (n, layers, filters)
-        self.constant = (told + biases).transpose(0, 1).contiguous()
-        # Everything computed so far, with the margin of zeros that the convolutions pad with.
+    def enter_row(self, row: int) -> None:
+        """Sum up what the rows above contribute to every position of this one, in all layers."""
         m = self.margin
-        self.embedded = first.new_zeros(height + m, width + 2 * m, n, first.shape[1])
-        self.features = first.new_zeros(height + 1, width + 2, len(blocks) + 1, n, first.shape[0])
+        seen = self.embedded[row : row + m].unfold(1, 2 * m + 1, 1)  # (m, w, n, channels, 2m + 1)
+        seen = seen.permute(1, 2, 0, 4, 3).flatten(2)
+        self.first_row = seen @ self.first_above + self.constant[0]  # (w, n, filters)
+        seen = self.features[:, row].unfold(1, 3, 1)  # (blocks, w, n, filters, 3)
+        seen = seen.transpose(3, 4).flatten(3).flatten(1, 2)
+        above = torch.bmm(seen, self.blocks_above).unflatten(1, (self.width, -1))
+        self.blocks_row = above + self.constant[1:]  # (blocks, w, n, filters)
 
     def move_to(self, row: int, column: int) -> None:
-        """Sum up what earlier positions contribute to this one, in all layers."""
+        """Leave the last position for this one; add what stands to the left."""
         m = self.margin
-        seen = _before(self.embedded, row + m, column + m, m).transpose(0, 1).flatten(1)
-        first = torch.addmm(self.constant[0], seen, self.first_before)
-        seen = _before(self.features[:, :, :-1], row + 1, column + 1, 1)
-        seen = seen.permute(1, 2, 0, 3).flatten(2)  # (blocks, n, places * filters)
-        rest = torch.baddbmm(self.constant[1:], seen, self.blocks_before)
-        self.sums = [total.split(self.deep, 1) for total in (first, *rest)]
-        self.embedding_here = self.embedded[row + m, column + m]
-        self.features_here = self.features[row + 1, column + 1].unbind()
+        if self.place is not None:
+            self.embedded[self.place[0] + m, self.place[1] + m] = self.embedded_here
+            self.features[:, self.place[0] + 1, self.place[1] + 1] = self.features_here[:-1]
+        self.place = row, column
+        if column == 0:
+            self.enter_row(row)
+        left = self.embedded[row + m, column : column + m].transpose(0, 1).flatten(1)
+        torch.addmm(self.first_row[column], left, self.first_left, out=self.sums[0])
+        left = self.features[:, row + 1, column]
+        torch.baddbmm(self.blocks_row[:, column], left, self.blocks_left, out=self.sums[1:])
 
     def advance(self, slot: int) -> None:
         """Compute this slot's features in all layers, from those of the slots before it."""
-        of_first, of_blocks, norms, _, _ = self.of_slot[slot]
-        start, end = slot * self.deep, (slot + 1) * self.deep
-        x = self.sums[0][slot]
+        this = self.slots[slot]
         if slot:
-            x = torch.addmm(x, self.embedding_here[:, : slot * self.wide], of_first)
-        x = F.layer_norm(x, (self.deep,), *norms[0], self.eps).relu_()
-        into, *others = self.features_here
-        into[:, start:end] = x
-        for here, out, sums, weight, norm in zip(
-            self.features_here, others, self.sums[1:], of_blocks, norms[1:], strict=False
+            sums, seen, weight = this.from_codes
+            sums.addmm_(seen, weight)
+            sums, seen, weight = this.from_features
+            sums.baddbmm_(seen, weight)
+        x = this.features[0]
+        y = torch.layer_norm(this.sums[0], x.shape[1:], *this.norms[0], self.eps)
+        torch.clamp_min(y, 0, out=x)
+        for sums, weight, norm, out in zip(
+            this.sums[1:], this.weights, this.norms[1:], this.features[1:], strict=True
         ):
-            y = torch.addmm(sums[slot], here[:, :end], weight)
-            y = F.layer_norm(y, (self.deep,), *norm, self.eps).relu_()
-            torch.add(here[:, start:end], y, out=out[:, start:end])
+            y = torch.layer_norm(torch.addmm(sums, x, weight), x.shape[1:], *norm, self.eps)
+            x = torch.add(x, y.relu_(), out=out)
 
     def logits(self, slot: int) -> Tensor:
         """(n, K), after `advance`."""
-        _, _, _, weight, bias = self.of_slot[slot]
-        return torch.addmm(bias, self.features_here[-1][:, : len(weight)], weight)
+        this = self.slots[slot]
+        return torch.addmm(this.bias, this.seen_by_head, this.head)
 
     def put(self, slot: int, codes: Tensor) -> None:
         """From now on this slot's codes are int64 (n,)."""
-        drawn = self.prior.embedding(codes + slot * self.prior.num_embeddings)
-        self.embedding_here[:, slot * self.wide : (slot + 1) * self.wide] = drawn
+        this = self.slots[slot]
+        this.embedded.copy_(F.embedding(codes, this.embedding))
 
 
-def _before(map_: Tensor, row: int, column: int, reach: int) -> Tensor:
-    """The places of `map_` (rows, columns, ...) within `reach` that come before this one in raster
-    order, (places, ...)."""
-    above = map_[row - reach : row, column - reach : column + reach + 1].flatten(0, 1)
-    return torch.cat([above, map_[row, column - reach : column]])
+class _Slot(NamedTuple):
+    """What `CachedPixelCNN` needs for one slot: weights, and views of the present position."""
+
+    from_codes: tuple[Tensor, Tensor, Tensor]  # sums, embeddings of earlier slots, weights
+    from_features: tuple[Tensor, Tensor, Tensor]  # the same in the blocks, all at once
+    sums: Sequence[Tensor]  # (n, deep) for each layer
+    features: Sequence[Tensor]  # (n, deep) for each layer
+    weights: Sequence[Tensor]  # (deep, deep) for each block, from the slot to itself
+    norms: Sequence[tuple[Tensor, Tensor]]  # weight and bias for each layer
+    seen_by_head: Tensor  # (n, up to deep * slots), features of the last layer
+    head: Tensor
+    bias: Tensor
+    embedding: Tensor  # (K, wide)
+    embedded: Tensor  # (n, wide)
 
 
 def _start(

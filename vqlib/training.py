@@ -42,6 +42,7 @@ class Recipe:
     prior_epochs: int
     batch_size: int = 16
     schedule: Schedule = field(default_factory=Schedule)
+    prior: Callable[..., PixelCNN | PixelRCNN] = PixelCNN
     label_dropout: float = 0.1  # how often the prior is not told the class
     start_images: int = 0  # how many `VQVAE.start_from` sees; 0: it is not called
 
@@ -60,6 +61,7 @@ REPORT = Recipe(
     split_fractions=(0.9, 0.05, 0.05),
     vqvae_epochs=20,
     prior_epochs=100,
+    prior=PixelRCNN,
 )
 WORKBOOK = Recipe(
     name="workbook",
@@ -70,7 +72,7 @@ WORKBOOK = Recipe(
     split_fractions=(0.8, 0.1, 0.1),
     vqvae_epochs=20,
     prior_epochs=40,
-    schedule=Schedule(lr=2e-3, warmup=100, cosine=True, clip=1.0),
+    schedule=Schedule(lr=2e-3, warmup=100, cosine=True, clip=1.0, average=0.999),
 )
 # The workbook's recipe for its deep model: small steps, since it starts near its goal.
 DEEP = replace(
@@ -190,9 +192,10 @@ def train_prior(
 ) -> PixelCNN | PixelRCNN:
     """Train a prior on codes, or go on training it, or load it if it is trained already.
 
-    With `WORKBOOK`, a `PixelCNN` (made with `model_options`) and cross-entropy; the weights kept
-    are those of the epoch with the fewest bits per code on the validation split. With `REPORT`, a
-    `PixelRCNN` and MSE on the quantized vectors; the last weights are kept.
+    With a `PixelCNN` (made with `model_options`), as in `WORKBOOK`: cross-entropy; the weights kept
+    are those of the epoch with the fewest bits per code on the validation split, and each grid is
+    shown in one of its eight orientations, if `encoded.turned` has them. With `REPORT`'s
+    `PixelRCNN`, MSE on the quantized vectors; the last weights are kept.
 
     Returns:
         The model in eval(), on the CPU. The folder also has it, as prior.safetensors.
@@ -206,26 +209,29 @@ def train_prior(
     train, val = encoded.split.train, encoded.split.val
     steps = -(-len(train) // recipe.batch_size)
     torch.manual_seed(seed)
-    is_report = recipe.name == REPORT.name
+    is_report = recipe.prior is PixelRCNN
     if is_report:
-        prior: PixelCNN | PixelRCNN = PixelRCNN(encoded.vectors(0).shape[0], **model_options)
+        prior = PixelRCNN(encoded.vectors(0).shape[0], **model_options)
         variance = encoded.vectors(train[:1024]).var()
     else:
-        prior = PixelCNN(encoded.num_embeddings, encoded.codes.shape[-1], **model_options)
+        prior = recipe.prior(encoded.num_embeddings, encoded.codes.shape[-1], **model_options)
 
     def batches_of(epoch: int, start: int) -> Iterator[Tensor]:
         order = torch.randperm(
             len(train), generator=torch.Generator().manual_seed(seed * 100_003 + epoch)
         )
-        return iter(train[order].split(recipe.batch_size)[start:])
+        return iter(order.split(recipe.batch_size)[start:])  # places in `train`
 
-    def mse_loss(indices: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        vectors = encoded.vectors(indices).to(device)
+    def mse_loss(places: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        vectors = encoded.vectors(train[places]).to(device)
         loss = F.mse_loss(prior(vectors).float(), vectors)
         return loss, {"mse_over_variance": loss / variance}
 
-    def cross_entropy(indices: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        codes, labels = encoded.codes[indices].to(device), encoded.labels[indices]
+    def cross_entropy(places: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        codes, labels = encoded.codes[train[places]], encoded.labels[train[places]]
+        if encoded.turned is not None:
+            codes = encoded.turned[torch.randint(8, places.shape), places]
+        codes = codes.to(device)
         dropped = torch.rand(len(labels)) < recipe.label_dropout
         labels = labels.masked_fill(dropped, prior.num_classes).to(device)
         logits = prior(codes, labels).float().flatten(0, 3)
@@ -265,6 +271,7 @@ def train_prior(
             "schedule": asdict(recipe.schedule),
             "data": encoded.source,
             "train_images": len(train),
+            "orientations": 1 if encoded.turned is None else len(encoded.turned),
             "epochs": epochs,
             "seed": seed,
             "model": getattr(prior, "config", {}),

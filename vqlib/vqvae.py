@@ -104,7 +104,7 @@ class VQVAE(nn.Module):
         ema_decay: float | None = 0.99,
         codebooks: int | None = None,
         data_init: bool = True,
-        restart_after: int | None = 100,
+        restart_after: int | None = 20,
         network: Literal["report", "deep"] = "report",
     ) -> None:
         super().__init__()
@@ -158,7 +158,7 @@ class VQVAE(nn.Module):
     @classmethod
     def deep(cls) -> VQVAE:
         """The workbook's best model at 288 bytes; call `start_from` before training it."""
-        return cls(network="deep", restart_after=20)
+        return cls(network="deep")
 
     @torch.no_grad()
     def start_from(self, images: Tensor) -> None:

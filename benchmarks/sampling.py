@@ -1,0 +1,107 @@
+"""How fast codes are drawn: the whole grid for every code, only the rows that count, or each once.
+
+    python benchmarks/sampling.py        # two minutes, on a machine that does nothing else
+
+All three draw from the prior that ships, with the same random numbers; in float64 they must draw
+the same codes, which is checked first. The unit is one forward pass over the whole grid, timed just
+before, so that the ratio says how many of the 256 passes are saved. Results go to
+data/results/sampling.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from functools import partial
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from vqlib import VQVAE, PixelCNN, load_pretrained, sample
+from vqlib.evaluation import save_results
+from vqlib.sampling import draw
+
+
+@torch.inference_mode()
+def cropped(prior: PixelCNN, n: int, generator: torch.Generator) -> Tensor:
+    """What most public notebooks do at best: rows below the present one are left out."""
+    codes = torch.zeros(n, 8, 8, prior.slots, dtype=torch.long)
+    for row, column, slot in torch.cartesian_prod(*map(torch.arange, codes.shape[1:])).tolist():
+        logits = prior(codes[:, : row + 1])[:, row, column, slot]
+        codes[:, row, column, slot] = draw(logits.softmax(-1), generator)
+    return codes
+
+
+WAYS: dict[str, Callable[..., Tensor]] = {
+    "naive": partial(sample, method="naive"),
+    "rows cropped": cropped,
+    "cached": partial(sample, method="cached"),
+}
+
+
+def drawn(way: str, prior: PixelCNN, n: int) -> Tensor:
+    return WAYS[way](prior, n, generator=torch.Generator().manual_seed(0))
+
+
+def seconds(run: Callable[[], object], times: int) -> float:
+    found = []
+    for _ in range(times):
+        start = time.perf_counter()
+        run()
+        found.append(time.perf_counter() - start)
+    return median(found)
+
+
+def same_codes(prior: PixelCNN) -> bool:
+    exact = prior.double()
+    grids = [drawn(way, exact, 2) for way in WAYS]
+    prior.float()
+    return all(torch.equal(grids[0], grid) for grid in grids)
+
+
+def until_seen(vqvae: VQVAE, prior: PixelCNN, n: int = 4) -> float:
+    """Seconds from a click to n new lesions as pixels."""
+
+    def run() -> None:
+        with torch.inference_mode():
+            vqvae.decode(sample(prior, n))
+
+    run()
+    return seconds(run, 7)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 16, 64])
+    options = parser.parse_args()
+    vqvae, prior = load_pretrained("ham10000")
+    result = {
+        "threads": torch.get_num_threads(),
+        "same_codes_in_float64": same_codes(prior),
+        "seconds_for_4_lesions": until_seen(vqvae, prior),
+        "rows": [],
+    }
+    print(result)
+    for n in options.batch_sizes:
+        codes = torch.zeros(n, 8, 8, prior.slots, dtype=torch.long)
+        with torch.inference_mode():
+            prior(codes)
+            one_pass = seconds(partial(prior, codes), 30 if n < 32 else 10)
+        row = {"n": n, "seconds_of_a_pass": one_pass}
+        for way in WAYS:
+            if way == "cached":
+                drawn(way, prior, n)  # the first is slower
+            took = seconds(partial(drawn, way, prior, n), 9 if way == "cached" else 1)
+            row[way] = {"seconds": took, "times_faster": 256 * one_pass / took}
+        result["rows"].append(row)
+        print(f"n {n:3}, {1000 * one_pass:6.1f} ms a pass", end="")
+        for way in WAYS:
+            print(f"   {way} {row[way]['seconds']:.3f} s, {row[way]['times_faster']:.1f}x", end="")
+        print(flush=True)
+    save_results("sampling", result)
+
+
+if __name__ == "__main__":
+    main()
