@@ -146,14 +146,12 @@ def sample(
 class CachedPixelCNN:
     """A PixelCNN that computes each position once, and remembers it.
 
-    What its masked convolutions sum up at a position comes from
-
-    - the rows above: known for a whole row before its first code is drawn, so one product for the
-      first layer and one for all blocks serve all its positions (`enter_row`);
-    - the positions to the left: two more products at each position (`move_to`);
-    - the earlier slots of the position itself: two more for each slot, and then, layer after layer,
-      a small one from the slot to itself (`advance`);
-    - the label and the bias.
+    - The vertical stack of a row needs only the rows above: it is computed for the whole row, in
+      all layers, before the row's first code is drawn (`enter_row`).
+    - What the positions to the left contribute to one is known when it is reached: one product for
+      all blocks together (`move_to`).
+    - What the earlier slots of the position contribute is another one for each slot; then come,
+      layer after layer, two small ones from the slot to itself (`advance`).
 
     For each position in raster order call `move_to`; then for each slot `advance`, `logits` if they
     are wanted, and `put` with the code that was drawn.
@@ -164,108 +162,121 @@ class CachedPixelCNN:
     """
 
     def __init__(self, prior: PixelCNN, shape: Sequence[int], labels: Tensor | None) -> None:
-        n, height, self.width, slots = shape
-        first, blocks = prior.first, [block.conv for block in prior.blocks]
-        m = self.margin = first.kernel_size[0] // 2
-        filters, wide = first.out_channels, first.in_channels // slots
-        deep = filters // slots  # features of one slot, as `wide` is the length of an embedding
+        n, height, width, slots = shape
+        blocks, new = list(prior.blocks), prior.head.weight.new_zeros
+        filters, channels = prior.left.out_channels, prior.left.in_channels
+        deep, wide = filters // slots, channels // slots  # features and embedding of one slot
+        self.prior, (self.rows, _), (_, self.columns) = (
+            prior, prior.above.kernel_size, prior.left.kernel_size,
+        )  # fmt: skip
 
-        # Everything computed so far, with the margin of zeros that the convolutions pad with ...
-        new = first.weight.new_zeros
-        self.embedded = new(height + m, self.width + 2 * m, n, first.in_channels)
-        self.features = new(len(blocks), height + 1, self.width + 2, n, filters)
-        # ... and what belongs to the present position: its codes, their sums, its features.
+        # What is known so far: all codes, with the margin of zeros that the convolutions pad with,
+        # and of each block's vertical stack the last two rows, beside its weights ...
+        self.embedded = new(n, channels, height + self.rows, width + self.columns)
+        self.vertical = [
+            (
+                new(2, width + 2, n, filters),
+                block.vertical.weight.permute(2, 3, 1, 0).flatten(0, 2),
+                block.vertical.bias,
+                (block.vertical_norm.weight.flatten(), block.vertical_norm.bias.flatten()),
+                block.above.weight[:, :, 0, 0].T.contiguous(),
+            )
+            for block in blocks
+        ]
+        # ... and of the present position its codes, and in each layer sums and features.
         self.place: tuple[int, int] | None = None
-        self.embedded_here = new(n, first.in_channels)
-        self.sums, self.features_here = new(2, len(blocks) + 1, n, filters)
+        self.embedded_here, self.first_sums = new(n, channels), new(n, filters)
+        self.sums = new(len(blocks), n, 2 * filters)
+        self.features = new(len(blocks) + 1, n, filters)
 
         if labels is None:
-            labels = torch.full((n,), prior.num_classes, device=first.weight.device)
-        biases = torch.stack([conv.bias for conv in (first, *blocks)])
-        told = prior.labels(labels).unflatten(1, biases.shape)  # (n, layers, filters)
-        self.constant = (told + biases).transpose(0, 1)[:, None]  # (layers, 1, n, filters)
+            labels = torch.full((n,), prior.num_classes, device=self.sums.device)
+        biases = torch.stack([block.here.bias for block in blocks])
+        told = prior.labels(labels).unflatten(1, biases.shape)  # (n, blocks, 2 filters)
+        self.constant = (told + biases).transpose(0, 1)
 
-        # Weights (out, in, row, column) as matrices, a row for each channel of each place. Only
-        # the middle is masked by slot: whatever stands above or to the left is seen in full.
-        kernels = torch.stack([conv.weight for conv in blocks])
-        self.first_above = first.weight[:, :, :m].permute(2, 3, 1, 0).flatten(0, 2)
-        self.first_left = first.weight[:, :, m, :m].permute(2, 1, 0).flatten(0, 1)
-        self.blocks_above = kernels[:, :, :, 0].permute(0, 3, 2, 1).flatten(1, 2)
-        self.blocks_left = kernels[:, :, :, 1, 0].transpose(1, 2).contiguous()
-        first_middle = first.weight[:, :, m, m].T.contiguous()
-        blocks_middle = kernels[:, :, :, 1, 1].transpose(1, 2).contiguous()
-        norms = [prior.first_norm, *(block.norm for block in prior.blocks)]
-        self.eps = prior.first_norm.eps
+        # Weights (out, in, 1, 1) as matrices (in, out). Only those of a slot's own position are
+        # masked; and of these, the slots before it are seen in full.
+        self.from_left = torch.stack([block.left.weight[:, :, 0, 0].T for block in blocks])
+        here = torch.stack([block.here.weight[:, :, 0, 0].T for block in blocks])
+        first = prior.here.weight[:, :, 0, 0].T
+        self.eps = blocks[0].norm.eps
         self.slots = []
         for s in range(slots):
-            before, own, codes = slice(s * deep), slice(s * deep, s * deep + deep), slice(s * wide)
-            here, sums = self.features_here, self.sums
+            own, gates = (slice(s * d, (s + 1) * d) for d in (deep, 2 * deep))
+            sums = self.sums[:, :, gates]
             self.slots.append(
                 _Slot(
-                    (sums[0, :, own], self.embedded_here[:, codes], first_middle[codes, own]),
-                    (
-                        sums[1:, :, own],
-                        here[:-1, :, before],
-                        blocks_middle[:, before, own].contiguous(),
-                    ),
-                    sums[:, :, own].unbind(),
-                    here[:, :, own].unbind(),
-                    blocks_middle[:, own, own].contiguous().unbind(),
-                    [(norm.weight.flatten()[own], norm.bias.flatten()[own]) for norm in norms],
-                    here[-1, :, : own.stop],
+                    self.first_sums[:, own],
+                    self.embedded_here[:, : s * wide],
+                    first[: s * wide, own].contiguous(),
+                    sums,
+                    self.features[:-1, :, : s * deep],
+                    here[:, : s * deep, gates].contiguous(),
+                    [
+                        (
+                            sums[i],
+                            self.features[i + 1, :, own],
+                            here[i, own, gates].contiguous(),
+                            block.norm.weight[gates].flatten(),
+                            block.norm.bias[gates].flatten(),
+                            block.out.weight[own, :, 0, 0].T.contiguous(),
+                        )
+                        for i, block in enumerate(blocks)
+                    ],
+                    self.features[0, :, own],
+                    self.features[-1, :, : own.stop],
                     prior.head.weight.chunk(slots)[s][:, : own.stop, 0, 0].T.contiguous(),
                     prior.head.bias.chunk(slots)[s],
                     prior.embedding.weight.chunk(slots)[s],
-                    self.embedded_here[:, s * wide : s * wide + wide],
+                    self.embedded_here[:, s * wide : (s + 1) * wide],
                 )
             )
 
     def enter_row(self, row: int) -> None:
-        """Sum up what the rows above contribute to every position of this one, in all layers."""
-        m = self.margin
-        seen = self.embedded[row : row + m].unfold(1, 2 * m + 1, 1)  # (m, w, n, channels, 2m + 1)
-        seen = seen.permute(1, 2, 0, 4, 3).flatten(2)
-        self.first_row = seen @ self.first_above + self.constant[0]  # (w, n, filters)
-        seen = self.features[:, row].unfold(1, 3, 1)  # (blocks, w, n, filters, 3)
-        seen = seen.transpose(3, 4).flatten(3).flatten(1, 2)
-        above = torch.bmm(seen, self.blocks_above).unflatten(1, (self.width, -1))
-        self.blocks_row = above + self.constant[1:]  # (blocks, w, n, filters)
+        """The vertical stack of this row, and what it tells the horizontal one."""
+        v = self.prior.above(self.embedded[:, :, row : row + self.rows, self.columns :])
+        v = v[:, :, 0].permute(2, 0, 1)  # (w, n, filters)
+        told = []
+        for rows, kernel, bias, norm, above in self.vertical:
+            rows[0] = rows[1]
+            rows[1, 1:-1] = v
+            seen = rows.unfold(1, 3, 1).permute(1, 2, 0, 4, 3).flatten(2)
+            y = F.glu(torch.layer_norm(seen @ kernel + bias, bias.shape, *norm, self.eps))
+            told.append(y @ above)
+            v = v + y
+        self.told = torch.stack(told, 1) + self.constant  # (w, blocks, n, 2 filters)
 
     def move_to(self, row: int, column: int) -> None:
         """Leave the last position for this one; add what stands to the left."""
-        m = self.margin
         if self.place is not None:
-            self.embedded[self.place[0] + m, self.place[1] + m] = self.embedded_here
-            self.features[:, self.place[0] + 1, self.place[1] + 1] = self.features_here[:-1]
-        self.place = row, column
+            self.embedded[:, :, self.place[0], self.place[1]] = self.embedded_here
+        self.place = row + self.rows, column + self.columns
         if column == 0:
             self.enter_row(row)
-        left = self.embedded[row + m, column : column + m].transpose(0, 1).flatten(1)
-        torch.addmm(self.first_row[column], left, self.first_left, out=self.sums[0])
-        left = self.features[:, row + 1, column]
-        torch.baddbmm(self.blocks_row[:, column], left, self.blocks_left, out=self.sums[1:])
+            self.sums.copy_(self.told[0])
+        else:  # the features are still those of the position to the left
+            torch.baddbmm(self.told[column], self.features[:-1], self.from_left, out=self.sums)
+        left = self.embedded[:, :, self.place[0], column : column + self.columns].flatten(1)
+        weight = self.prior.left.weight.flatten(1).T
+        torch.addmm(self.prior.here.bias, left, weight, out=self.first_sums)
 
     def advance(self, slot: int) -> None:
         """Compute this slot's features in all layers, from those of the slots before it."""
         this = self.slots[slot]
         if slot:
-            sums, seen, weight = this.from_codes
-            sums.addmm_(seen, weight)
-            sums, seen, weight = this.from_features
-            sums.baddbmm_(seen, weight)
-        x = this.features[0]
-        y = torch.layer_norm(this.sums[0], x.shape[1:], *this.norms[0], self.eps)
-        torch.clamp_min(y, 0, out=x)
-        for sums, weight, norm, out in zip(
-            this.sums[1:], this.weights, this.norms[1:], this.features[1:], strict=True
-        ):
-            y = torch.layer_norm(torch.addmm(sums, x, weight), x.shape[1:], *norm, self.eps)
-            x = torch.add(x, y.relu_(), out=out)
+            this.first_sums.addmm_(this.codes_before, this.from_codes)
+            this.sums.baddbmm_(this.features_before, this.from_features)
+        x = this.first.copy_(this.first_sums)
+        for sums, out, here, scale, shift, weight in this.layers:
+            y = torch.addmm(sums, x, here)
+            y = torch.layer_norm(y, scale.shape, scale, shift, self.eps)
+            x = torch.addmm(x, F.glu(y), weight, out=out)
 
     def logits(self, slot: int) -> Tensor:
         """(n, K), after `advance`."""
         this = self.slots[slot]
-        return torch.addmm(this.bias, this.seen_by_head, this.head)
+        return torch.addmm(this.bias, this.last, this.head)
 
     def put(self, slot: int, codes: Tensor) -> None:
         """From now on this slot's codes are int64 (n,)."""
@@ -276,13 +287,15 @@ class CachedPixelCNN:
 class _Slot(NamedTuple):
     """What `CachedPixelCNN` needs for one slot: weights, and views of the present position."""
 
-    from_codes: tuple[Tensor, Tensor, Tensor]  # sums, embeddings of earlier slots, weights
-    from_features: tuple[Tensor, Tensor, Tensor]  # the same in the blocks, all at once
-    sums: Sequence[Tensor]  # (n, deep) for each layer
-    features: Sequence[Tensor]  # (n, deep) for each layer
-    weights: Sequence[Tensor]  # (deep, deep) for each block, from the slot to itself
-    norms: Sequence[tuple[Tensor, Tensor]]  # weight and bias for each layer
-    seen_by_head: Tensor  # (n, up to deep * slots), features of the last layer
+    first_sums: Tensor  # (n, deep)
+    codes_before: Tensor  # (n, wide * slot), embeddings
+    from_codes: Tensor  # weights
+    sums: Tensor  # (blocks, n, 2 deep)
+    features_before: Tensor  # (blocks, n, deep * slot)
+    from_features: Tensor  # weights
+    layers: Sequence[tuple[Tensor, ...]]  # of each block: sums, its features, weights
+    first: Tensor  # (n, deep), features that enter the first block
+    last: Tensor  # (n, deep * (slot + 1)), features that leave the last one
     head: Tensor
     bias: Tensor
     embedding: Tensor  # (K, wide)

@@ -19,8 +19,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .classifier import LesionClassifier, balanced_accuracy, classify
 from .codes import EncodedDataset
-from .data import LesionDataset, Split, batches, dihedral, rotate_and_flip
+from .data import (
+    CLASSES,
+    LesionDataset,
+    Pixels,
+    Split,
+    batches,
+    dihedral,
+    rotate_and_flip,
+)
 from .loop import Progress, Schedule, fit, pick_device
 from .metrics import code_bits, evaluate_vqvae
 from .pixelcnn import PixelCNN, PixelRCNN
@@ -71,7 +80,7 @@ WORKBOOK = Recipe(
     split_by="lesion",
     split_fractions=(0.8, 0.1, 0.1),
     vqvae_epochs=20,
-    prior_epochs=40,
+    prior_epochs=32,
     schedule=Schedule(lr=2e-3, warmup=100, cosine=True, clip=1.0, average=0.999),
 )
 # The workbook's recipe for its deep model: small steps, since it starts near its goal.
@@ -287,3 +296,78 @@ def train_prior(
         progress=progress or Progress(),
     )
     return load_model(folder / "prior.safetensors")
+
+
+def train_classifier(
+    images: Pixels | Tensor,
+    labels: Tensor,
+    val_images: Pixels | Tensor,
+    val_labels: Tensor,
+    *,
+    source: str,
+    run: str | Path = "classifier",
+    epochs: int = 30,
+    device: torch.device | str | None = None,
+    seed: int = 0,
+    progress: Any = None,
+) -> LesionClassifier:
+    """Train a classifier of lesions, or go on training it, or load it if it is trained already.
+
+    Seven in ten lesions are naevi. The loss adds the log of each class's frequency to its logit
+    (Menon et al., "Long-tail learning via logit adjustment", 2021, arXiv:2007.07314, equation 10):
+    the network need not learn the frequencies, and its logits alone, without them, do best when all
+    classes count alike.
+
+    Args:
+        images, val_images: uint8 (N, 3, S, S), best of `classifier.SIZE` pixels.
+        labels, val_labels: int64 (N,), numbers into CLASSES.
+        source: one line saying what it is trained on.
+
+    Returns:
+        The model in eval(), on the CPU. The folder also has it, as classifier.safetensors. The
+        weights are those of the last epoch: none is chosen on `val`.
+    """
+    device = torch.device(device) if device is not None else pick_device()
+    torch.manual_seed(seed)
+    classifier = LesionClassifier()
+    counts = torch.bincount(labels, minlength=len(CLASSES)).clamp_min(1)
+    frequency = (counts / counts.sum()).log().to(device)
+    every, size = torch.arange(len(labels)), 32
+
+    def batches_of(epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        return batches(images, every, size, dihedral, seed=seed, epoch=epoch, start=start)
+
+    def loss_of(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        pictures = batch[0].to(device, non_blocking=True)
+        logits = classifier(pictures).float() + frequency
+        return F.cross_entropy(logits, labels[batch[1]].to(device)), {}
+
+    def after_epoch(folder: Path) -> tuple[dict[str, float], None]:
+        logits = classify(classifier, val_images)
+        accuracy = balanced_accuracy(logits, val_labels)
+        return {"balanced_accuracy": accuracy}, None
+
+    folder = fit(
+        classifier,
+        run=run,
+        config={
+            "kind": "classifier",
+            "data": source,
+            "images": len(labels),
+            "epochs": epochs,
+            "seed": seed,
+            "model": classifier.config,
+        },
+        schedule=Schedule(lr=2e-3, warmup=100, cosine=True, average=0.999),
+        epochs=epochs,
+        steps_per_epoch=-(-len(labels) // size),
+        batches_of=batches_of,
+        loss_of=loss_of,
+        after_epoch=after_epoch,
+        device=device,
+        seed=seed,
+        progress=progress or Progress(),
+    )
+    classifier.to("cpu").eval()
+    save_model(classifier, folder / "classifier.safetensors", data=source, epochs=epochs, seed=seed)
+    return classifier

@@ -17,12 +17,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from .classifier import LesionClassifier
 from .codes import EncodedDataset
 from .data import DataError, LesionDataset, work_dir
 from .pixelcnn import PixelCNN, PixelRCNN
 from .vqvae import VQVAE
 
-MODELS: dict[str, type[nn.Module]] = {"VQVAE": VQVAE, "PixelCNN": PixelCNN, "PixelRCNN": PixelRCNN}
+MODELS: dict[str, type[nn.Module]] = {
+    model.__name__: model for model in (VQVAE, PixelCNN, PixelRCNN, LesionClassifier)
+}
 PRETRAINED = Path(__file__).resolve().parent.parent / "data" / "pretrained"
 
 
@@ -39,7 +42,7 @@ def save_model(
     The file appears whole or not at all: it is written beside its place and then moved there.
 
     Args:
-        model: a `VQVAE`, `PixelCNN` or `PixelRCNN`.
+        model: a `VQVAE`, `PixelCNN`, `PixelRCNN` or `LesionClassifier`.
         path: ends in .safetensors; folders are made.
         dtype: torch.float16 halves the file; integers stay as they are.
         notes: kept in the file as JSON, e.g. recipe="workbook", epochs=20.

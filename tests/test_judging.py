@@ -1,0 +1,85 @@
+import pytest
+import torch
+from torchmetrics.image.fid import _compute_fid
+from torchmetrics.image.kid import maximum_mean_discrepancy
+
+from vqlib.classifier import LesionClassifier, balanced_accuracy
+from vqlib.judging import frechet_distance, kernel_distance, nearness, precision_recall
+
+
+def sets(n=300, d=6, shift=0.5):
+    torch.manual_seed(0)
+    return torch.randn(n, d), 1.5 * torch.randn(n, d) + shift
+
+
+def test_frechet_distance_of_known_normals_and_as_torchmetrics_has_it():
+    a, b = sets()
+    means, covs = [x.double().mean(0) for x in (a, b)], [x.double().T.cov() for x in (a, b)]
+    expected = _compute_fid(means[0], covs[0], means[1], covs[1])
+    assert frechet_distance(a, b) == pytest.approx(float(expected), rel=1e-6)
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+    assert frechet_distance(a, a + 2) == pytest.approx(6 * 4, rel=1e-6)  # means only
+
+
+def test_kernel_distance_as_torchmetrics_has_it():
+    a, b = (x.double() for x in sets())
+    k = [(x @ y.T / 6 + 1) ** 3 for x, y in ((a, a), (a, b), (b, b))]
+    expected = maximum_mean_discrepancy(*k)
+    assert kernel_distance(a, b)[0] == pytest.approx(float(expected), rel=1e-9)
+
+
+def test_standard_error_of_the_kernel_distance_is_its_spread_over_samples():
+    torch.manual_seed(0)
+    found = [
+        kernel_distance(torch.randn(150, 4), 1.3 * torch.randn(150, 4) + 0.3) for _ in range(200)
+    ]
+    values, errors = torch.tensor(found).T
+    assert errors.mean() == pytest.approx(float(values.std()), rel=0.15)
+
+
+def test_without_a_difference_the_kernel_distance_is_zero_on_average():
+    torch.manual_seed(0)
+    values = torch.tensor(
+        [kernel_distance(torch.randn(60, 4), torch.randn(60, 4))[0] for _ in range(200)]
+    )
+    assert values.mean().abs() < 3 * values.std() / 200**0.5
+
+
+def test_precision_and_recall_see_what_they_should():
+    torch.manual_seed(0)
+    real = torch.randn(400, 2)
+    assert precision_recall(real, torch.randn(400, 2))[0] > 0.8
+    one_mode = 0.05 * torch.randn(400, 2)  # realistic, and all alike
+    precision, recall = precision_recall(real, one_mode)
+    assert precision > 0.95 and recall < 0.2
+    precision, recall = precision_recall(real, 6 * torch.randn(400, 2))  # too wild
+    assert precision < 0.3 and recall > 0.8
+
+
+def test_nearness_finds_planted_copies():
+    torch.manual_seed(0)
+    train, held_out, fresh = (torch.randn(n, 8) for n in (500, 300, 200))
+    honest = nearness(train, held_out, fresh)
+    assert honest.near_copies <= honest.allowed
+    planted = fresh.clone()
+    planted[:20] = train[40:60] + 0.01
+    found = nearness(train, held_out, planted)
+    assert found.near_copies >= 0.1 > found.allowed
+    assert torch.equal(found.nearest[:20], torch.arange(40, 60))
+    codes = torch.randint(16, (50, 2, 2, 4))
+    copy = codes[7:8].clone()
+    copy[0, 0, 0, 0] = (copy[0, 0, 0, 0] + 1) % 16
+    found = nearness(codes, torch.randint(16, (50, 2, 2, 4)), copy)
+    assert found.nearest.item() == 7 and found.samples.item() == pytest.approx(1 / 16)
+
+
+def test_balanced_accuracy_of_always_saying_naevus_is_one_in_the_number_of_classes():
+    labels = torch.tensor([1] * 90 + [0] * 6 + [2] * 4)
+    always = torch.nn.functional.one_hot(torch.ones(100, dtype=torch.long), 7).float()
+    assert balanced_accuracy(always, labels) == pytest.approx(1 / 3)
+
+
+def test_classifier_takes_any_size():
+    classifier = LesionClassifier().eval()
+    assert classifier(torch.rand(2, 3, 256, 256)).shape == (2, 7)
+    assert classifier.features(torch.rand(2, 3, 64, 64)).shape == (2, 96)
