@@ -1,4 +1,4 @@
-"""Everything in data/pretrained, from images: two VQ-VAEs, the codes of all lesions, and a prior.
+"""Everything in data/pretrained: two VQ-VAEs, the codes of all lesions, a prior, a classifier.
 
     python benchmarks/pretrained.py --data PATH        # hours on a CPU; run again to resume
 
@@ -18,6 +18,7 @@ from torch import nn
 from vqlib import (
     DEEP,
     WORKBOOK,
+    classifier,
     encode_dataset,
     load_model,
     open_dataset,
@@ -28,6 +29,7 @@ from vqlib import (
 from vqlib.codes import add_turned
 from vqlib.curves import read_log
 from vqlib.evaluation import as_text, evaluate, save_results
+from vqlib.training import train_classifier
 from vqlib.weights import PRETRAINED, model_notes, run_folder
 
 LAYERS, BEST = "ham10000-report-layers", "ham10000"
@@ -65,9 +67,20 @@ def main() -> None:
     encoded = encode_dataset(models[BEST], data, split=split)
     encoded.save(PRETRAINED / BEST / "codes.safetensors")
     add_turned(encoded, models[BEST], data)
-    train_prior(encoded, DEEP, run="shipped-prior")
+    train_prior(encoded, WORKBOOK, run="shipped-prior", conv_filters=96)
     prior = ship("shipped-prior", BEST, "prior.safetensors")
-    result = evaluate(data, {name: models[name] for name in (BEST, LAYERS)}, prior)
+    small = data.pixels(classifier.SIZE)
+    train_classifier(
+        small[split.train],
+        data.labels[split.train],
+        small[split.val],
+        data.labels[split.val],
+        source=repr(data),
+        run="shipped-classifier",
+        epochs=24,
+    )
+    judge = ship("shipped-classifier", BEST, "classifier.safetensors")
+    result = evaluate(data, {name: models[name] for name in (BEST, LAYERS)}, prior, judge)
     save_results(f"{data.name}-val", result)
     print(as_text(result))
 

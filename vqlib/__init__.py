@@ -10,7 +10,7 @@ from .data import CLASSES, DataError, open_dataset, work_dir
 from .pixelcnn import MaskedConv2d, PixelCNN, PixelRCNN, ResidualMaskedConv2d
 from .quantizer import VectorQuantizer
 from .sampling import sample
-from .training import DEEP, REPORT, WORKBOOK, train_prior, train_vqvae
+from .training import DEEP, REPORT, WORKBOOK, train_classifier, train_prior, train_vqvae
 from .vqvae import VQVAE, Decoder, Encoder
 from .weights import load_model, load_pretrained, save_model
 
@@ -35,6 +35,7 @@ __all__ = [
     "open_dataset",
     "sample",
     "save_model",
+    "train_classifier",
     "train_prior",
     "train_vqvae",
     "work_dir",

@@ -97,9 +97,10 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         metavar="FILE|NAME",
         help="weights, or the name of a model that ships; may be given again. "
-        "The first sets the bytes. Default: every model that ships, and its prior",
+        "The first sets the bytes. Default: every model that ships, with prior and classifier",
     )
     p.add_argument("--prior", type=Path, help="weights, of a prior on the first model's codes")
+    p.add_argument("--classifier", type=Path, help="weights; with it, samples are judged")
     p.add_argument("--split", choices=SPLITS, default="val", help="look at test once")
     p.add_argument("--json", type=Path, help="also write the results here, PSNR of each image too")
     return parser
@@ -168,13 +169,15 @@ def _evaluate(options: argparse.Namespace) -> None:
     files = [
         file if file.is_file() else Path(name) for name, file in zip(names, files, strict=True)
     ]
-    prior = options.prior
+    prior, classifier = options.prior, options.classifier
     if options.vqvae is None:
-        prior = files[0].with_name("prior.safetensors")
+        prior = prior or files[0].with_name("prior.safetensors")
+        classifier = classifier or files[0].with_name("classifier.safetensors")
     result = evaluate(
         data,
         {file.resolve().parent.name: load_model(file) for file in files},
         None if prior is None else load_model(prior),
+        None if classifier is None else load_model(classifier),
         size=options.size,
         split=options.split,
         progress=lambda row: print(f"measured: {row}", file=sys.stderr),

@@ -74,6 +74,12 @@ class LesionClassifier(nn.Module):
         x = self.blocks(self.stem(4 * (images - 0.6)))
         return self.standardize(F.relu(self.norm(x)).mean((2, 3)))
 
+    def describe(self, images: Tensor) -> Tensor:
+        """The features, scaled to length sqrt(features): only their direction counts. Otherwise one
+        odd image, whose features are ten times as long, would rule any distance between sets."""
+        features = self.features(images)
+        return F.normalize(features) * features.shape[1] ** 0.5
+
     def forward(self, images: Tensor) -> Tensor:
         """Float (B, 3, S, S) in [0, 1] to logits (B, 7), as if all classes were equally frequent
         (see `train_classifier`)."""
@@ -81,11 +87,11 @@ class LesionClassifier(nn.Module):
 
 
 @torch.inference_mode()
-def classify(classifier: LesionClassifier, images: Any, features: bool = False) -> Tensor:
-    """Logits (N, 7), or features (N, 96), of images uint8 (N, 3, S, S), in eval(), on the CPU."""
+def classify(classifier: LesionClassifier, images: Any, describe: bool = False) -> Tensor:
+    """Logits (N, 7), or descriptions (N, 96), of uint8 images (N, 3, S, S), in eval()."""
     device, was_training = next(classifier.parameters()).device, classifier.training
     classifier.eval()
-    run = classifier.features if features else classifier
+    run = classifier.describe if describe else classifier
     found = [
         run(images[i : i + 64].to(device).float() / 255).float().cpu()
         for i in range(0, len(images), 64)

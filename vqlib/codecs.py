@@ -74,6 +74,25 @@ def best_file(
     return best
 
 
+def cheapest_file(image: Image.Image, codec: str, psnr: float, most: int = 4096) -> CodedImage:
+    """The smallest file, to within 4 bytes, whose picture is as near to `image` as `psnr` dB.
+
+    Raises:
+        ValueError: not even `most` bytes are enough.
+    """
+    best, low, high = best_file(image, codec, most), 0, most
+    if best is None or best.psnr < psnr:
+        raise ValueError(f"{codec} does not reach {psnr:.1f} dB in {most} bytes")
+    while high - low > 4:
+        middle = (low + high) // 2
+        found = best_file(image, codec, middle)
+        if found is None or found.psnr < psnr:
+            low = middle
+        else:
+            best, high = found, min(middle, found.cost)
+    return best
+
+
 def _largest_fitting(
     thumbnail: Image.Image, codec: str, budget: int, headers: bool
 ) -> tuple[bytes, int, int] | None:

@@ -182,7 +182,7 @@ def bits_by_epoch(run: str | Path, baselines: dict[str, float]) -> Figure:
     axis.plot(at, held_out, "o-", color="C1", label="validation, after each epoch")
     best = int(np.argmin(held_out))
     axis.plot(at[best], held_out[best], "*", ms=15, color="C3", label="the epoch that is kept")
-    for style, (name, bits) in zip((":", "--", "-."), baselines.items(), strict=False):
+    for style, (name, bits) in zip((":", "--", "-.", (0, (6, 1))), baselines.items(), strict=False):
         axis.axhline(bits, color="grey", ls=style, label=f"{name}: {bits:.2f}")
     axis.set(title="Bits per code", xlabel="step", ylabel="bits")
     axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))

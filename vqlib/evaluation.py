@@ -6,23 +6,38 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
 
 from .cache import REPOSITORY
-from .codecs import CodedImage, best_file, evaluate_codec, mean_colour, raw_thumbnail
-from .codes import SPLITS, encode_dataset
-from .data import LesionDataset
+from .classifier import LesionClassifier
+from .codecs import (
+    CodedImage,
+    best_file,
+    cheapest_file,
+    evaluate_codec,
+    mean_colour,
+    raw_thumbnail,
+)
+from .codes import SPLITS, EncodedDataset, encode_dataset
+from .compression import compress
+from .data import LesionDataset, Pixels
+from .judging import as_text as judgement_as_text
+from .judging import judge
 from .metrics import Quality, Reconstruction, code_bits, evaluate_vqvae, paired_interval, table_bits
 from .pixelcnn import PixelCNN
 from .vqvae import VQVAE
 
 RESULTS = REPOSITORY / "data" / "results"
 RIVAL = "WebP"  # the strongest codec whose whole file fits
+FILES = 100  # images for which files of equal quality are searched
 
 
 def rivals(budget: int) -> dict[str, Callable[[Image.Image], CodedImage | None]]:
@@ -42,6 +57,7 @@ def evaluate(
     data: LesionDataset,
     models: Mapping[str, VQVAE],
     prior: PixelCNN | None = None,
+    classifier: LesionClassifier | None = None,
     *,
     size: int = 256,
     split: str = "val",
@@ -53,12 +69,14 @@ def evaluate(
         data: any data set; its own split by lesion is used.
         models: name -> VQVAE. The first one's rate is the budget of the rivals.
         prior: learnt on codes of the *first* model.
+        classifier: judges what the prior draws.
         split: "train", "val" or "test".
         progress: told a line for each row.
 
     Returns:
-        What can be written as JSON: "rows", name -> results; "bits_per_code", if there is a prior;
-        "psnr_db_of", name -> image id -> dB (None where a codec could not do it).
+        What can be written as JSON: "rows", name -> results; with a prior "bits_per_code", and
+        "files", bytes at equal quality; with a classifier "samples", see `judge`; "psnr_db_of",
+        name -> image id -> dB (None where a codec could not do it).
     """
     pixels, parts = data.pixels(size), data.split()
     indices = parts[SPLITS.index(split)]
@@ -67,7 +85,8 @@ def evaluate(
     for name, model in models.items():
         measured[name] = evaluate_vqvae(model, pixels, indices)
         progress(name)
-    budget = round(float(measured[next(iter(models))].bytes[0]))
+    own = next(iter(models))
+    budget = round(float(measured[own].bytes[0]))
     coded = {}
     for name, code in rivals(budget).items():
         coded[name] = evaluate_codec(code, pixels, indices)
@@ -85,6 +104,13 @@ def evaluate(
         encoded = encode_dataset(first, data, size, split=parts)
         result["bits_per_code"] = _bits(prior, encoded.codes, encoded.labels, parts.train, indices)
         progress("prior")
+        some = torch.linspace(0, len(indices) - 1, min(FILES, len(indices))).long()
+        result["files"] = _files(prior, encoded, pixels, indices[some], measured[own].psnr[some])
+        progress("files")
+        if classifier is not None:
+            result["samples"] = judge(
+                data, encoded, first, prior, classifier, size=size, split=split, progress=progress
+            )
     ids = [data.image_ids[i] for i in indices.tolist()]
     result["psnr_db_of"] = {
         name: {i: None if x != x else round(x, 3) for i, x in zip(ids, found.psnr.tolist())}
@@ -112,6 +138,30 @@ def _bits(
     return table_bits(codes[train], codes[held_out], prior.num_embeddings) | {
         "prior, given the class": float(bits.mean()),
         "bytes per image": float(bits.flatten(1).sum(1).mean() / 8),
+    }
+
+
+def _files(
+    prior: PixelCNN, encoded: EncodedDataset, pixels: Pixels, indices: Tensor, psnr: Tensor
+) -> dict[str, Any]:
+    """Bytes of real files: ours, and the rival's that are as near to the image."""
+
+    def rivals_bytes(index: int, db: float) -> int:
+        image = Image.fromarray(pixels[index].permute(1, 2, 0).numpy())
+        return cheapest_file(image, RIVAL, db).cost
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # the codecs work outside Python's lock
+        theirs = list(pool.map(rivals_bytes, indices.tolist(), psnr.tolist()))
+    ours = []
+    for i in indices.tolist():
+        codes, label = encoded[i]
+        ours.append(len(compress(prior, codes, int(label))))
+    return {
+        "n": len(indices),
+        "psnr_db": float(psnr.mean()),
+        "ours": sum(ours) / len(ours),
+        RIVAL: sum(theirs) / len(theirs),
+        "ours_minus_rival": paired_interval(torch.tensor(ours), torch.tensor(theirs)),
     }
 
 
@@ -161,4 +211,12 @@ def as_text(result: Mapping[str, Any]) -> str:
     if "bits_per_code" in result:
         lines.append("\nbits per code")
         lines += [f"  {name:24}{value:8.3f}" for name, value in result["bits_per_code"].items()]
+    if "files" in result:
+        files = result["files"]
+        lines.append(
+            f"\nfiles of equal quality ({files['psnr_db']:.2f} dB, n = {files['n']}): "
+            f"{files['ours']:.0f} bytes, {RIVAL} {files[RIVAL]:.0f} bytes"
+        )
+    if "samples" in result:
+        lines.append("\n" + judgement_as_text(result["samples"]))
     return "\n".join(lines)

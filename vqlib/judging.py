@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .classifier import LesionClassifier, classify
-from .codes import encode_dataset
+from .codes import EncodedDataset
 from .data import CLASSES, LesionDataset, Pixels, synthetic_dataset
 from .pixelcnn import PixelCNN
 from .sampling import sample
@@ -142,6 +142,7 @@ def nearness(train: Tensor, held_out: Tensor, samples: Tensor) -> Nearness:
 @torch.inference_mode()
 def judge(
     data: LesionDataset,
+    encoded: EncodedDataset,
     vqvae: VQVAE,
     prior: PixelCNN,
     classifier: LesionClassifier,
@@ -159,6 +160,7 @@ def judge(
     samples are asked for the classes that the real images have.
 
     Args:
+        encoded: `data` as codes of `vqvae`, with a split by lesion.
         split: "val" or "test"; the other one is the second set of real lesions.
         options: for `sample`; none means its defaults.
 
@@ -166,16 +168,18 @@ def judge(
         What can be written as JSON: "n", "rows" (name -> results), "near_copies" (among training
         images, in features and in codes), "diversity".
     """
-    parts = data.split()
+    if split not in ("val", "test"):
+        raise ValueError(
+            f'samples are judged beside held-out lesions, "val" or "test", not {split!r}'
+        )
+    parts = encoded.split
     real, other = (parts.val, parts.test) if split == "val" else (parts.test, parts.val)
     n = min(len(real), len(other))
     generator = torch.Generator().manual_seed(seed)
     real = real[torch.randperm(len(real), generator=generator)[:n]]
     other = other[torch.randperm(len(other), generator=generator)[:n]]
     pixels = data.pixels(size)
-    encoded = encode_dataset(vqvae, data, size, split=parts)
     train = encoded.codes[parts.train]
-    progress("encoded")
 
     labels = data.labels[real]
     shape = train.shape[1:]
@@ -188,7 +192,7 @@ def judge(
         return torch.cat([(255 * vqvae.decode(c)).round().byte() for c in codes.split(32)])
 
     def describe(images: Pixels | Tensor) -> Tensor:
-        return classify(classifier, images, features=True)
+        return classify(classifier, images, describe=True)
 
     reference, fakes = describe(pixels[real]), describe(decoded(drawn))
     sets = {

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -172,25 +173,48 @@ def table_bits(train: Tensor, held_out: Tensor, num_embeddings: int) -> dict[str
 
     Returns:
         bits per code on `held_out`: "uniform" over all codes; "unigram", one table for each slot;
-        "unigram per position", one for each slot of each position. The smoothing constant of each
-        is the best of a few by leaving a tenth of `train` out.
+        "unigram per position", one for each slot of each position; "bigram", one for each slot and
+        each code that may stand to the left in that slot. The smoothing constant of each is the
+        best of a few by leaving a tenth of `train` out.
     """
-
-    def bits(counted: Tensor, paid: Tensor, alpha: float) -> float:
-        """Columns are places with a table of their own; rows are images."""
-        counts = count_codes(counted, num_embeddings).float() + alpha
-        log_p = (counts / counts.sum(-1, keepdim=True)).log2()  # (places, K)
-        return float(-log_p.gather(1, paid.T).mean())
-
-    results = {"uniform": math.log2(num_embeddings)}
     cut = max(1, len(train) // 10)
-    for name, start in (("unigram", 3), ("unigram per position", 1)):
-        counted, paid = (
-            codes.flatten(1, 2).flatten(0, 1) if start == 3 else codes.flatten(1)
-            for codes in (train, held_out)
-        )
-        rows = cut * (len(counted) // len(train))
-        alphas = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
-        best = min(alphas, key=lambda a: bits(counted[rows:], counted[:rows], a))
-        results[name] = bits(counted, paid, best)
+    results = {"uniform": math.log2(num_embeddings)}
+    for name, bits in (
+        ("unigram", partial(_unigram_bits, places=False)),
+        ("unigram per position", partial(_unigram_bits, places=True)),
+        ("bigram", _bigram_bits),
+    ):
+        alphas = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+        best = min(alphas, key=lambda a: bits(train[cut:], train[:cut], num_embeddings, a))
+        results[name] = bits(train, held_out, num_embeddings, best)
     return results
+
+
+def _unigram_bits(counted: Tensor, paid: Tensor, k: int, alpha: float, places: bool) -> float:
+    """`alpha` is added to each count."""
+    # Columns have a table of their own: slots, or slots of positions.
+    counted, paid = (x.flatten(1) if places else x.flatten(0, 2) for x in (counted, paid))
+    counts = count_codes(counted, k).float() + alpha
+    log_p = (counts / counts.sum(-1, keepdim=True)).log2()
+    return float(-log_p.gather(1, paid.T).mean())
+
+
+def _bigram_bits(counted: Tensor, paid: Tensor, k: int, alpha: float) -> float:
+    """The table of each left neighbour counts as if `alpha` codes had been seen before, distributed
+    as the slot's codes are."""
+
+    def pairs(codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Left neighbours, k in the first column, and codes: (places, slots)."""
+        left = F.pad(codes[:, :, :-1], (0, 0, 1, 0), value=k)
+        return left.flatten(0, 2), codes.flatten(0, 2)
+
+    slots = counted.shape[-1]
+    alone = count_codes(counted.flatten(0, 2), k).float() + 1  # (slots, K)
+    alone = alone / alone.sum(-1, keepdim=True)
+    left, code = pairs(counted)
+    index = (torch.arange(slots) * (k + 1) + left) * k + code
+    counts = torch.bincount(index.flatten(), minlength=slots * (k + 1) * k).float()
+    counts = counts.view(slots, k + 1, k) + alpha * alone[:, None]
+    log_p = (counts / counts.sum(-1, keepdim=True)).log2()
+    left, code = pairs(paid)
+    return float(-log_p[torch.arange(slots), left, code].mean())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import inspect
+import io
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -13,11 +15,13 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
 
 from .curves import WIDTH, LiveTraining, as_picture, bits_by_epoch, losses, read_log
 from .quantizer import nearest_codes
+from .vqvae import VQVAE
 
 __all__ = [
     "LiveTraining",
@@ -25,6 +29,7 @@ __all__ = [
     "bits_maps",
     "code_grids",
     "dependency",
+    "growing",
     "images",
     "losses",
     "mask",
@@ -263,6 +268,15 @@ def plane(axis: Axes, points: Tensor, codebook: Tensor, title: str, span: float 
     axis.grid(False)
 
 
+def _code_blocks(codes: Tensor, done: Sequence[int]) -> Tensor:
+    """Grids (n, h, w, 4) as pictures (n, 2h, 2w) of their numbers, a position as a block of 2 x 2
+    cells; NaN from the `done`-th code on."""
+    n, h, w, _ = codes.shape
+    order = torch.arange(codes[0].numel()).view(1, h, w, 4)
+    drawn = codes.float().masked_fill(order >= torch.tensor(done).view(n, 1, 1, 1), torch.nan)
+    return drawn.view(n, h, w, 2, 2).transpose(2, 3).reshape(n, 2 * h, 2 * w)
+
+
 def raster_stages(
     codes: Tensor, done: Sequence[int], pictures: Tensor, num_embeddings: int = 512
 ) -> Figure:
@@ -273,10 +287,7 @@ def raster_stages(
         done: how many codes have been drawn at each stage; the others are left white.
         pictures: (n, 3, H, W), the stages decoded.
     """
-    n, h, w, _ = codes.shape
-    order = torch.arange(codes[0].numel()).view(1, h, w, 4)
-    drawn = codes.float().masked_fill(order >= torch.tensor(done).view(n, 1, 1, 1), torch.nan)
-    blocks = drawn.view(n, h, w, 2, 2).transpose(2, 3).reshape(n, 2 * h, 2 * w)
+    n, blocks = len(codes), _code_blocks(codes, done)
     figure, axes = plt.subplots(2, n, figsize=(WIDTH, 2 * WIDTH / n + 0.6), squeeze=False)
     for i in range(n):
         axes[0, i].imshow(blocks[i], cmap="nipy_spectral", vmin=0, vmax=num_embeddings)
@@ -290,3 +301,40 @@ def raster_stages(
     axes[1, 0].set_ylabel("decoded", fontsize=9)
     figure.suptitle("One image, drawn in raster order")
     return figure
+
+
+def growing(codes: Tensor, vqvae: VQVAE, num_embeddings: int = 512, side: int = 200) -> Any:
+    """The film of one image: its codes appear in raster order, beside what the decoder makes of
+    the codes so far.
+
+    Args:
+        codes: int64 (1, h, w, 4).
+        side: pixels of each half.
+    """
+    from IPython.display import HTML
+
+    h, w = codes.shape[1:3]
+    stages = [4 * position for position in range(h * w + 1)]
+    begun = codes.flatten(1).repeat(len(stages), 1)
+    for row, done in zip(begun, stages, strict=True):
+        row[done:] = 0
+    begun = begun.view(-1, h, w, 4)
+    with torch.inference_mode():
+        pictures = torch.cat([vqvae.decode(part) for part in begun.split(16)])
+    blocks = _code_blocks(begun, stages)
+    colours = plt.get_cmap("nipy_spectral")(blocks / num_embeddings, bytes=True)[..., :3]
+    colours[blocks.isnan().numpy()] = 255
+    frames = []
+    for left, right in zip(colours, pictures, strict=True):
+        frame = Image.new("RGB", (2 * side + 8, side), "white")
+        frame.paste(Image.fromarray(left).resize((side, side), Image.Resampling.NEAREST))
+        right = Image.fromarray((255 * as_picture(right)).astype("uint8"))
+        frame.paste(right.resize((side, side)), (side + 8, 0))
+        frames.append(frame.quantize(64))
+    buffer = io.BytesIO()
+    durations = [60] * (len(frames) - 1) + [2500]
+    frames[0].save(
+        buffer, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0
+    )
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return HTML(f'<img alt="codes and picture grow" src="data:image/gif;base64,{data}">')

@@ -5,19 +5,21 @@ draw the second given the first, and so on: 256 draws make an image's codes. Not
 at once or "independently", and nothing is rounded: a code is a name, not a quantity.
 
 The plain way runs the whole prior for each of the 256 codes and throws 255/256 of the work away.
-`CachedPixelCNN` computes every position once and remembers it; the codes are the same.
+`CachedPixelCNN`, in `cached.py`, computes every position once and remembers it; the codes are the
+same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import math
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from .cached import CachedPixelCNN
+from .metrics import code_bits
 from .pixelcnn import PixelCNN
 
 
@@ -143,163 +145,41 @@ def sample(
     return codes
 
 
-class CachedPixelCNN:
-    """A PixelCNN that computes each position once, and remembers it.
+def complete(
+    prior: PixelCNN,
+    given: Tensor,
+    keep: Tensor,
+    candidates: int = 64,
+    labels: Tensor | int | None = None,
+    generator: torch.Generator | None = None,
+    **options: Any,
+) -> Tensor:
+    """Fill a grid so that what is drawn fits what is kept, wherever that stands.
 
-    - The vertical stack of a row needs only the rows above: it is computed for the whole row, in
-      all layers, before the row's first code is drawn (`enter_row`).
-    - What the positions to the left contribute to one is known when it is reached: one product for
-      all blocks together (`move_to`).
-    - What the earlier slots of the position contribute is another one for each slot; then come,
-      layer after layer, two small ones from the slot to itself (`advance`).
-
-    For each position in raster order call `move_to`; then for each slot `advance`, `logits` if they
-    are wanted, and `put` with the code that was drawn.
+    `sample` draws each code given the earlier ones: it can't see kept codes that come later. Here
+    it draws many candidates; each is weighted by the likelihood of the kept codes in its company,
+    and one of them is drawn by these weights (sampling, importance, resampling: Rubin 1988). With
+    ever more candidates that is a draw from the prior given all that is kept. Where nothing that is
+    kept comes later, all weights are equal and one candidate does.
 
     Args:
-        shape: (n, h, w, slots) of the codes.
-        labels: int64 (n,), or None for "no label".
+        given, keep: see `sample`; int64 (n, h, w, slots) and bool (h, w).
+        candidates: for each of the n.
+        labels: one class for all, or int64 (n,), or None.
+        options: for `sample`.
+
+    Returns:
+        int64 (n, h, w, slots).
     """
-
-    def __init__(self, prior: PixelCNN, shape: Sequence[int], labels: Tensor | None) -> None:
-        n, height, width, slots = shape
-        blocks, new = list(prior.blocks), prior.head.weight.new_zeros
-        filters, channels = prior.left.out_channels, prior.left.in_channels
-        deep, wide = filters // slots, channels // slots  # features and embedding of one slot
-        self.prior, (self.rows, _), (_, self.columns) = (
-            prior, prior.above.kernel_size, prior.left.kernel_size,
-        )  # fmt: skip
-
-        # What is known so far: all codes, with the margin of zeros that the convolutions pad with,
-        # and of each block's vertical stack the last two rows, beside its weights ...
-        self.embedded = new(n, channels, height + self.rows, width + self.columns)
-        self.vertical = [
-            (
-                new(2, width + 2, n, filters),
-                block.vertical.weight.permute(2, 3, 1, 0).flatten(0, 2),
-                block.vertical.bias,
-                (block.vertical_norm.weight.flatten(), block.vertical_norm.bias.flatten()),
-                block.above.weight[:, :, 0, 0].T.contiguous(),
-            )
-            for block in blocks
-        ]
-        # ... and of the present position its codes, and in each layer sums and features.
-        self.place: tuple[int, int] | None = None
-        self.embedded_here, self.first_sums = new(n, channels), new(n, filters)
-        self.sums = new(len(blocks), n, 2 * filters)
-        self.features = new(len(blocks) + 1, n, filters)
-
-        if labels is None:
-            labels = torch.full((n,), prior.num_classes, device=self.sums.device)
-        biases = torch.stack([block.here.bias for block in blocks])
-        told = prior.labels(labels).unflatten(1, biases.shape)  # (n, blocks, 2 filters)
-        self.constant = (told + biases).transpose(0, 1)
-
-        # Weights (out, in, 1, 1) as matrices (in, out). Only those of a slot's own position are
-        # masked; and of these, the slots before it are seen in full.
-        self.from_left = torch.stack([block.left.weight[:, :, 0, 0].T for block in blocks])
-        here = torch.stack([block.here.weight[:, :, 0, 0].T for block in blocks])
-        first = prior.here.weight[:, :, 0, 0].T
-        self.eps = blocks[0].norm.eps
-        self.slots = []
-        for s in range(slots):
-            own, gates = (slice(s * d, (s + 1) * d) for d in (deep, 2 * deep))
-            sums = self.sums[:, :, gates]
-            self.slots.append(
-                _Slot(
-                    self.first_sums[:, own],
-                    self.embedded_here[:, : s * wide],
-                    first[: s * wide, own].contiguous(),
-                    sums,
-                    self.features[:-1, :, : s * deep],
-                    here[:, : s * deep, gates].contiguous(),
-                    [
-                        (
-                            sums[i],
-                            self.features[i + 1, :, own],
-                            here[i, own, gates].contiguous(),
-                            block.norm.weight[gates].flatten(),
-                            block.norm.bias[gates].flatten(),
-                            block.out.weight[own, :, 0, 0].T.contiguous(),
-                        )
-                        for i, block in enumerate(blocks)
-                    ],
-                    self.features[0, :, own],
-                    self.features[-1, :, : own.stop],
-                    prior.head.weight.chunk(slots)[s][:, : own.stop, 0, 0].T.contiguous(),
-                    prior.head.bias.chunk(slots)[s],
-                    prior.embedding.weight.chunk(slots)[s],
-                    self.embedded_here[:, s * wide : (s + 1) * wide],
-                )
-            )
-
-    def enter_row(self, row: int) -> None:
-        """The vertical stack of this row, and what it tells the horizontal one."""
-        v = self.prior.above(self.embedded[:, :, row : row + self.rows, self.columns :])
-        v = v[:, :, 0].permute(2, 0, 1)  # (w, n, filters)
-        told = []
-        for rows, kernel, bias, norm, above in self.vertical:
-            rows[0] = rows[1]
-            rows[1, 1:-1] = v
-            seen = rows.unfold(1, 3, 1).permute(1, 2, 0, 4, 3).flatten(2)
-            y = F.glu(torch.layer_norm(seen @ kernel + bias, bias.shape, *norm, self.eps))
-            told.append(y @ above)
-            v = v + y
-        self.told = torch.stack(told, 1) + self.constant  # (w, blocks, n, 2 filters)
-
-    def move_to(self, row: int, column: int) -> None:
-        """Leave the last position for this one; add what stands to the left."""
-        if self.place is not None:
-            self.embedded[:, :, self.place[0], self.place[1]] = self.embedded_here
-        self.place = row + self.rows, column + self.columns
-        if column == 0:
-            self.enter_row(row)
-            self.sums.copy_(self.told[0])
-        else:  # the features are still those of the position to the left
-            torch.baddbmm(self.told[column], self.features[:-1], self.from_left, out=self.sums)
-        left = self.embedded[:, :, self.place[0], column : column + self.columns].flatten(1)
-        weight = self.prior.left.weight.flatten(1).T
-        torch.addmm(self.prior.here.bias, left, weight, out=self.first_sums)
-
-    def advance(self, slot: int) -> None:
-        """Compute this slot's features in all layers, from those of the slots before it."""
-        this = self.slots[slot]
-        if slot:
-            this.first_sums.addmm_(this.codes_before, this.from_codes)
-            this.sums.baddbmm_(this.features_before, this.from_features)
-        x = this.first.copy_(this.first_sums)
-        for sums, out, here, scale, shift, weight in this.layers:
-            y = torch.addmm(sums, x, here)
-            y = torch.layer_norm(y, scale.shape, scale, shift, self.eps)
-            x = torch.addmm(x, F.glu(y), weight, out=out)
-
-    def logits(self, slot: int) -> Tensor:
-        """(n, K), after `advance`."""
-        this = self.slots[slot]
-        return torch.addmm(this.bias, this.last, this.head)
-
-    def put(self, slot: int, codes: Tensor) -> None:
-        """From now on this slot's codes are int64 (n,)."""
-        this = self.slots[slot]
-        this.embedded.copy_(F.embedding(codes, this.embedding))
-
-
-class _Slot(NamedTuple):
-    """What `CachedPixelCNN` needs for one slot: weights, and views of the present position."""
-
-    first_sums: Tensor  # (n, deep)
-    codes_before: Tensor  # (n, wide * slot), embeddings
-    from_codes: Tensor  # weights
-    sums: Tensor  # (blocks, n, 2 deep)
-    features_before: Tensor  # (blocks, n, deep * slot)
-    from_features: Tensor  # weights
-    layers: Sequence[tuple[Tensor, ...]]  # of each block: sums, its features, weights
-    first: Tensor  # (n, deep), features that enter the first block
-    last: Tensor  # (n, deep * (slot + 1)), features that leave the last one
-    head: Tensor
-    bias: Tensor
-    embedding: Tensor  # (K, wide)
-    embedded: Tensor  # (n, wide)
+    n = len(given)
+    if labels is not None:
+        labels = torch.as_tensor(labels).expand(n).repeat_interleave(candidates)
+    many = given.repeat_interleave(candidates, 0)
+    drawn = sample(prior, len(many), labels, given=many, keep=keep, generator=generator, **options)
+    bits = code_bits(prior, drawn, labels)[:, keep.cpu()].flatten(1).sum(1)
+    weights = (-bits.double() * math.log(2)).view(n, candidates).softmax(1)
+    chosen = torch.arange(n) * candidates + draw(weights, generator).cpu()
+    return drawn[chosen.to(drawn.device)]
 
 
 def _start(
