@@ -67,7 +67,7 @@ def main() -> None:
     encoded = encode_dataset(models[BEST], data, split=split)
     encoded.save(PRETRAINED / BEST / "codes.safetensors")
     add_turned(encoded, models[BEST], data)
-    train_prior(encoded, WORKBOOK, run="shipped-prior", conv_filters=96)
+    train_prior(encoded, WORKBOOK, run="shipped-prior")
     prior = ship("shipped-prior", BEST, "prior.safetensors")
     small = data.pixels(classifier.SIZE)
     train_classifier(

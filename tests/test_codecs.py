@@ -8,7 +8,15 @@ import pytest
 import torch
 from PIL import Image
 
-from vqlib.codecs import CODECS, best_file, evaluate_codec, mean_colour, payload, raw_thumbnail
+from vqlib.codecs import (
+    CODECS,
+    best_file,
+    cheapest_file,
+    evaluate_codec,
+    mean_colour,
+    payload,
+    raw_thumbnail,
+)
 from vqlib.data import synthetic_dataset
 from vqlib.metrics import paired_interval, psnr
 
@@ -80,3 +88,12 @@ def test_the_interval_is_of_the_pairs():
     mean, low, high = paired_interval(base + 0.5 + noise, base)
     assert low < mean < high and mean == pytest.approx(0.5 + float(noise.mean()), abs=1e-4)
     assert (high - low) == pytest.approx(2 * 1.96 * float(noise.std()) / 20, rel=0.1)
+
+
+def test_the_cheapest_file_is_good_enough_and_a_smaller_one_is_not(image):
+    wanted = best_file(image, "WebP", budget=500).psnr
+    found = cheapest_file(image, "WebP", wanted)
+    assert found.psnr >= wanted and found.cost <= 500
+    assert best_file(image, "WebP", budget=found.cost - 5).psnr < wanted
+    with pytest.raises(ValueError, match="does not reach"):
+        cheapest_file(image, "WebP", 90.0)

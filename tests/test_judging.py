@@ -1,10 +1,20 @@
+import json
+
 import pytest
 import torch
 from torchmetrics.image.fid import _compute_fid
 from torchmetrics.image.kid import maximum_mean_discrepancy
 
+from vqlib import VQVAE, PixelCNN, encode_dataset, open_dataset
 from vqlib.classifier import LesionClassifier, balanced_accuracy
-from vqlib.judging import frechet_distance, kernel_distance, nearness, precision_recall
+from vqlib.judging import (
+    as_text,
+    frechet_distance,
+    judge,
+    kernel_distance,
+    nearness,
+    precision_recall,
+)
 
 
 def sets(n=300, d=6, shift=0.5):
@@ -83,3 +93,24 @@ def test_classifier_takes_any_size():
     classifier = LesionClassifier().eval()
     assert classifier(torch.rand(2, 3, 256, 256)).shape == (2, 7)
     assert classifier.features(torch.rand(2, 3, 64, 64)).shape == (2, 96)
+
+
+def test_judge_tells_the_same_story_as_json(tmp_path, monkeypatch):
+    """All rows, from images to JSON; samples that are training lesions are found out."""
+    monkeypatch.setenv("VQLIB_HOME", str(tmp_path))
+    data = open_dataset(lesions=60)
+    vqvae, prior = VQVAE(data_init=False).eval(), PixelCNN(conv_filters=8, blocks=1).eval()
+    encoded = encode_dataset(vqvae, data, size=64)
+    classifier = LesionClassifier().eval()
+    arguments = (data, encoded, vqvae, prior, classifier)
+    found = json.loads(json.dumps(judge(*arguments, size=64)))
+    n = found["n"]
+    assert n == min(len(encoded.split.val), len(encoded.split.test)) > 4
+    assert list(found["rows"])[:3] == ["real, another split", "reconstructions", "samples"]
+    assert found["diversity"]["distinct_grids"] == n
+    assert "precision" in as_text(found)
+    copies = encoded.codes[encoded.split.train[:n]]
+    monkeypatch.setattr("vqlib.judging.sample", lambda *_, **__: copies)
+    assert judge(*arguments, size=64)["near_copies"]["codes"]["nearest"] == 0.0
+    with pytest.raises(ValueError, match="held-out"):
+        judge(*arguments, size=64, split="train")

@@ -1,11 +1,13 @@
 """vqlib: how images become discrete codes, and how new images are drawn from them.
 
 The modules are chapters, in the order of the notebooks: `synthetic` and `data`, `quantizer`,
-`deep` and `vqvae`, `codes`, `pixelcnn`, `sampling`, `weights`, `metrics`, `codecs`, `evaluation`,
-`loop` and `training`; `curves`, `plots` and `widgets` serve only the notebooks.
+`deep` and `vqvae`, `codes`, `pixelcnn`, `metrics`, `cached` and `sampling`, `compression`,
+`classifier`, `weights`, `codecs`, `judging` and `evaluation`, `loop` and `training`; `curves`,
+`plots` and `widgets` serve only the notebooks.
 """
 
 from .codes import EncodedDataset, encode_dataset
+from .compression import compress, decompress
 from .data import CLASSES, DataError, open_dataset, work_dir
 from .pixelcnn import MaskedConv2d, PixelCNN, PixelRCNN, ResidualMaskedConv2d
 from .quantizer import VectorQuantizer
@@ -29,6 +31,8 @@ __all__ = [
     "PixelRCNN",
     "ResidualMaskedConv2d",
     "VectorQuantizer",
+    "compress",
+    "decompress",
     "encode_dataset",
     "load_model",
     "load_pretrained",

@@ -1,4 +1,4 @@
-"""Chapter 10: a small classifier of lesions, the eye that generated images are judged with.
+"""Chapter 9: a small classifier of lesions, the eye that generated images are judged with.
 
 To compare two *sets* of images one needs numbers that say what an image shows. The usual choice,
 Inception trained on ImageNet, tells breeds of dogs apart; to it all dermoscopy is much the same.

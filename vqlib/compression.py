@@ -59,12 +59,11 @@ def compress(prior: PixelCNN, codes: Tensor, label: int | None = None) -> bytes:
     encoder = constriction.stream.queue.RangeEncoder()
 
     def encode(p: np.ndarray) -> int:
-        code = next(remaining)
-        encoder.encode(code, _model(p))
+        encoder.encode(code := next(remaining), _model(p))
         return code
 
     start = MAGIC + bytes([*shape[:2], prior.num_classes if label is None else label])
-    _walk(exact, *start[2:], encode)
+    _walk(exact, start, encode)
     payload = encoder.get_compressed().astype("<u4").tobytes()
     return start + _fingerprint(exact, start) + _check_sum(codes, payload) + payload
 
@@ -73,14 +72,14 @@ def decompress(prior: PixelCNN, data: bytes) -> tuple[Tensor, int | None]:
     """The inverse of `compress`, with the same prior.
 
     The coder must see the very same probabilities as when the file was written; one that differs
-    in its last bit makes it lose its thread. Sums of floats depend on their order, so both ways take
-    the same steps: through `CachedPixelCNN`, one image at a time. All logits at once, as only
+    in its last bit makes it lose its thread. Sums of floats depend on their order, so both ways
+    take the same steps: through `CachedPixelCNN`, one image at a time. All logits at once, as only
     `compress` could compute them, would be faster, and unreadable.
 
     They do so in double precision. The coder rounds to 24 bits, and what differs in the 16th digit
-    nearly always rounds to the same; in single precision already a processor with other instructions
-    can't read the file. No guarantee: that holds for the same machine and versions, and the check
-    sum finds the rest. A format for the world would compute in whole numbers.
+    nearly always rounds to the same; in single precision, another set of the processor's
+    instructions can't read the file. No guarantee: that holds for the same machine and versions.
+    The check sum finds the rest. A format for the world would compute in whole numbers.
 
     Returns:
         Codes, int64 (h, w, slots) on the CPU, and the class, or None.
@@ -93,14 +92,13 @@ def decompress(prior: PixelCNN, data: bytes) -> tuple[Tensor, int | None]:
     payload = data[HEADER:]
     if not payload or len(payload) % WORD:
         raise DataError("the file of codes is cut short, or has grown: take another copy")
-    exact, (height, width, told) = copy.deepcopy(prior).cpu().double(), data[2:5]
+    exact, told = copy.deepcopy(prior).cpu().double(), data[4]
     if data[5:7] != _fingerprint(exact, data[:5]) or told > prior.num_classes:
         raise DataError(
             "the file was written with another prior, or its first bytes are damaged: load the "
             "prior that wrote it, or take another copy"
         )
-    words = np.frombuffer(payload, "<u4").astype(np.uint32)
-    decoder = constriction.stream.queue.RangeDecoder(words)
+    decoder = constriction.stream.queue.RangeDecoder(np.frombuffer(payload, "<u4").astype("=u4"))
     found: list[int] = []
 
     def decode(p: np.ndarray) -> int:
@@ -108,24 +106,23 @@ def decompress(prior: PixelCNN, data: bytes) -> tuple[Tensor, int | None]:
         return found[-1]
 
     damaged = DataError(
-        "the file is damaged or cut short, or this machine rounds otherwise than the one that "
-        "wrote it: its codes do not give its check sum. Take another copy, or compress anew."
+        "the file is damaged or cut short, or was written by a machine that rounds otherwise: its "
+        "codes do not give its check sum. Take another copy, or compress the codes again."
     )
     try:
-        _walk(exact, height, width, told, decode)
+        _walk(exact, data, decode)
     except AssertionError as error:  # constriction's word for bits that no symbol could have left
         raise damaged from error
-    codes = torch.tensor(found, dtype=torch.long).view(height, width, prior.slots)
+    codes = torch.tensor(found, dtype=torch.long).view(*data[2:4], prior.slots)
     if data[7:9] != _check_sum(codes, payload):
         raise damaged
     return codes, None if told == prior.num_classes else told
 
 
 @torch.inference_mode()
-def _walk(
-    prior: PixelCNN, height: int, width: int, told: int, step: Callable[[np.ndarray], int]
-) -> None:
+def _walk(prior: PixelCNN, start: bytes, step: Callable[[np.ndarray], int]) -> None:
     """Show `step` the probabilities (K,) of each code in turn, and go on with what it returns."""
+    height, width, told = start[2:5]
     cache = CachedPixelCNN(prior, (1, height, width, prior.slots), torch.tensor([told]))
     for row in range(height):
         for column in range(width):

@@ -1,4 +1,4 @@
-"""Chapter 9: the results table. Every method on the same held-out images, for the same bytes.
+"""Chapter 11: the results table. Every method on the same held-out images, for the same bytes.
 
 `python -m vqlib evaluate` prints it; README and the notebooks quote what it has written as JSON.
 """

@@ -1,4 +1,4 @@
-"""Chapter 11: are they any good? Distances between *sets* of images, and what they can't say.
+"""Chapter 10: are they any good? Distances between *sets* of images, and what they can't say.
 
 No single picture is right or wrong, so generated lesions are judged as a set, beside a set of real
 ones that nothing was trained on. All distances compare features of `LesionClassifier`, and none

@@ -199,7 +199,8 @@ def seen_from(
         axis.axvline(line * slots - 0.5, color="white", lw=2)
     middle = (slots - 1) / 2
     axis.set_xticks([i * slots + middle for i in range(side)], range(side))
-    axis.set(title=title, xlabel=f"column, {slots} slots each", ylabel="row")
+    each = f", {slots} slots each" if slots > 1 else ""
+    axis.set(title=title, xlabel=f"column{each}", ylabel="row")
     axis.grid(False)
 
 

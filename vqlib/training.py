@@ -49,9 +49,9 @@ class Recipe:
     split_fractions: tuple[float, float, float]
     vqvae_epochs: int
     prior_epochs: int
+    prior: Callable[..., PixelCNN | PixelRCNN]
     batch_size: int = 16
     schedule: Schedule = field(default_factory=Schedule)
-    prior: Callable[..., PixelCNN | PixelRCNN] = PixelCNN
     label_dropout: float = 0.1  # how often the prior is not told the class
     start_images: int = 0  # how many `VQVAE.start_from` sees; 0: it is not called
 
@@ -81,6 +81,7 @@ WORKBOOK = Recipe(
     split_fractions=(0.8, 0.1, 0.1),
     vqvae_epochs=20,
     prior_epochs=32,
+    prior=partial(PixelCNN, conv_filters=96),
     schedule=Schedule(lr=2e-3, warmup=100, cosine=True, clip=1.0, average=0.999),
 )
 # The workbook's recipe for its deep model: small steps, since it starts near its goal.
@@ -201,7 +202,7 @@ def train_prior(
 ) -> PixelCNN | PixelRCNN:
     """Train a prior on codes, or go on training it, or load it if it is trained already.
 
-    With a `PixelCNN` (made with `model_options`), as in `WORKBOOK`: cross-entropy; the weights kept
+    With a `PixelCNN` (`model_options` change it), as in `WORKBOOK`: cross-entropy; the weights kept
     are those of the epoch with the fewest bits per code on the validation split, and each grid is
     shown in one of its eight orientations, if `encoded.turned` has them. With `REPORT`'s
     `PixelRCNN`, MSE on the quantized vectors; the last weights are kept.
