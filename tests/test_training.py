@@ -11,9 +11,11 @@ from vqlib import (
     EncodedDataset,
     load_model,
     open_dataset,
+    train_classifier,
     train_prior,
     train_vqvae,
 )
+from vqlib.classifier import classify
 from vqlib.data import Split
 from vqlib.loop import Progress, Schedule, fit
 
@@ -160,3 +162,17 @@ def test_schedule():
     rates = [cosine.lr_at(step, 104) for step in range(104)]
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
     assert rates[54] == pytest.approx(0.5) and 0 < rates[-1] < 1e-3
+
+
+def test_a_trained_classifier_is_loaded_not_trained_again(home):
+    torch.manual_seed(0)
+    images, labels = torch.randint(256, (40, 3, 64, 64)).byte(), torch.arange(40) % 3
+    arguments = (images, labels, images[:7], labels[:7])
+    classifier = train_classifier(*arguments, source="noise", epochs=1)
+    saved = load_model(home / "runs" / "classifier" / "classifier.safetensors")
+    again = train_classifier(*arguments, source="noise", epochs=1)
+    for other in (saved, again):
+        assert torch.allclose(classify(other, images), classify(classifier, images), atol=1e-5)
+    assert len(log(home / "runs" / "classifier" / "log.jsonl")) == 2 + 1  # steps, and an epoch
+    with pytest.raises(DataError):
+        train_classifier(*arguments, source="other noise", epochs=1)

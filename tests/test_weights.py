@@ -1,5 +1,7 @@
 """What ships can be used: models, codes, and the lesions decoded from them."""
 
+import pytest
+
 from vqlib.codes import EncodedDataset
 from vqlib.weights import PRETRAINED, decoded_dataset, load_pretrained, shipped
 
@@ -19,3 +21,8 @@ def test_decoded_lesions_are_the_shipped_codes(tmp_path, monkeypatch):
     assert data.labels.tolist() == encoded.labels[[0, len(encoded) // 2 - 1, -1]].tolist()
     assert not data.is_synthetic and "decoded" in repr(data)
     assert data.pixels(64)[0].shape == (3, 64, 64) and data.image(0).size == (256, 256)
+
+
+def test_models_without_a_prior_say_so():
+    with pytest.raises(FileNotFoundError, match="without a prior"):
+        load_pretrained("ham10000-report-layers")

@@ -114,6 +114,11 @@ def load_pretrained(name: str = "ham10000") -> tuple[VQVAE, PixelCNN]:
             f"no pretrained model {name!r} in {PRETRAINED}; there are: {shipped() or 'none'}. "
             "They lie in the repository, outside the installed package: clone it."
         )
+    if not (folder / "prior.safetensors").is_file():
+        raise FileNotFoundError(
+            f"{name} ships without a prior; load its VQ-VAE alone, "
+            f'load_model(PRETRAINED / "{name}" / "vqvae.safetensors")'
+        )
     return load_model(folder / "vqvae.safetensors"), load_model(folder / "prior.safetensors")
 
 
