@@ -92,7 +92,7 @@ def from_codebook(codebook: Tensor, *args: Any, **options: Any) -> PixelCNN:
     return prior
 
 
-EPOCHS = 24
+EPOCHS = 12
 CHANGES: dict[str, dict[str, Any]] = {
     "two gated stacks": {},
     "one plain stack": {"prior": PlainPixelCNN, "conv_filters": 120},
