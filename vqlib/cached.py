@@ -24,7 +24,8 @@ class CachedPixelCNN:
       all layers, before the row's first code is drawn (`enter_row`).
     - What the positions to the left contribute to one is known when it is reached: one product for
       all blocks together (`move_to`).
-    - The slots of the position follow one another: two small products a layer (`advance`).
+    - What the earlier slots of the position contribute is another one for each slot; then come,
+      layer after layer, two small ones from the slot to itself (`advance`).
 
     For each position in raster order call `move_to`; then for each slot `advance`, `logits` if they
     are wanted, and `put` with the code that was drawn.
@@ -69,7 +70,7 @@ class CachedPixelCNN:
         self.constant = (told + biases).transpose(0, 1)
 
         # Weights (out, in, 1, 1) as matrices (in, out). Only those of a slot's own position are
-        # masked; a slot sees itself and the slots before it in full.
+        # masked; and of these, the slots before it are seen in full.
         self.from_left = torch.stack([block.left.weight[:, :, 0, 0].T for block in blocks])
         here = torch.stack([block.here.weight[:, :, 0, 0].T for block in blocks])
         first = prior.here.weight[:, :, 0, 0].T
@@ -77,20 +78,23 @@ class CachedPixelCNN:
         self.slots = []
         for s in range(slots):
             own, gates = (slice(s * d, (s + 1) * d) for d in (deep, 2 * deep))
+            sums = self.sums[:, :, gates]
             self.slots.append(
                 _Slot(
                     self.first_sums[:, own],
                     self.embedded_here[:, : s * wide],
                     first[: s * wide, own].contiguous(),
+                    sums,
+                    self.features[:-1, :, : s * deep],
+                    here[:, : s * deep, gates].contiguous(),
                     [
                         (
-                            self.sums[i, :, gates],
-                            self.features[i, :, : own.stop],
-                            here[i, : own.stop, gates].contiguous(),
+                            sums[i],
+                            self.features[i + 1, :, own],
+                            here[i, own, gates].contiguous(),
                             block.norm.weight[gates].flatten(),
                             block.norm.bias[gates].flatten(),
                             block.out.weight[own, :, 0, 0].T.contiguous(),
-                            self.features[i + 1, :, own],
                         )
                         for i, block in enumerate(blocks)
                     ],
@@ -136,11 +140,12 @@ class CachedPixelCNN:
         this = self.slots[slot]
         if slot:
             this.first_sums.addmm_(this.codes_before, this.from_codes)
+            this.sums.baddbmm_(this.features_before, this.from_features)
         x = this.first.copy_(this.first_sums)
-        for sums, seen, here, scale, shift, out, into in this.layers:
-            y = torch.addmm(sums, seen, here)  # from this slot and those before it
+        for sums, out, here, scale, shift, weight in this.layers:
+            y = torch.addmm(sums, x, here)
             y = torch.layer_norm(y, scale.shape, scale, shift, self.eps)
-            x = torch.addmm(x, F.glu(y), out, out=into)
+            x = torch.addmm(x, F.glu(y), weight, out=out)
 
     def logits(self, slot: int) -> Tensor:
         """(n, K), after `advance`."""
@@ -159,7 +164,10 @@ class _Slot(NamedTuple):
     first_sums: Tensor  # (n, deep)
     codes_before: Tensor  # (n, wide * slot), embeddings
     from_codes: Tensor  # weights
-    layers: Sequence[tuple[Tensor, ...]]  # of each block: sums, features it sees, weights, its own
+    sums: Tensor  # (blocks, n, 2 deep)
+    features_before: Tensor  # (blocks, n, deep * slot)
+    from_features: Tensor  # weights
+    layers: Sequence[tuple[Tensor, ...]]  # of each block: sums, its features, weights
     first: Tensor  # (n, deep), features that enter the first block
     last: Tensor  # (n, deep * (slot + 1)), features that leave the last one
     head: Tensor
