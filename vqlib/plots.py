@@ -304,7 +304,7 @@ def raster_stages(
     return figure
 
 
-def growing(codes: Tensor, vqvae: VQVAE, num_embeddings: int = 512, side: int = 200) -> Any:
+def growing(codes: Tensor, vqvae: VQVAE, num_embeddings: int = 512, side: int = 160) -> Any:
     """The film of one image: its codes appear in raster order, beside what the decoder makes of
     the codes so far.
 
@@ -331,11 +331,11 @@ def growing(codes: Tensor, vqvae: VQVAE, num_embeddings: int = 512, side: int = 
         frame.paste(Image.fromarray(left).resize((side, side), Image.Resampling.NEAREST))
         right = Image.fromarray((255 * as_picture(right)).astype("uint8"))
         frame.paste(right.resize((side, side)), (side + 8, 0))
-        frames.append(frame.quantize(64))
+        frames.append(frame)
     buffer = io.BytesIO()
     durations = [60] * (len(frames) - 1) + [2500]
     frames[0].save(
         buffer, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0
     )
     data = base64.b64encode(buffer.getvalue()).decode()
-    return HTML(f'<img alt="codes and picture grow" src="data:image/gif;base64,{data}">')
+    return HTML(f'<img alt="codes and picture grow" src="data:image/webp;base64,{data}">')
