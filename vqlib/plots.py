@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import inspect
-import io
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -15,13 +13,11 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
 
 from .curves import WIDTH, LiveTraining, as_picture, bits_by_epoch, losses, read_log
 from .quantizer import nearest_codes
-from .vqvae import VQVAE
 
 __all__ = [
     "LiveTraining",
@@ -29,7 +25,6 @@ __all__ = [
     "bits_maps",
     "code_grids",
     "dependency",
-    "growing",
     "images",
     "losses",
     "mask",
@@ -302,40 +297,3 @@ def raster_stages(
     axes[1, 0].set_ylabel("decoded", fontsize=9)
     figure.suptitle("One image, drawn in raster order")
     return figure
-
-
-def growing(codes: Tensor, vqvae: VQVAE, num_embeddings: int = 512, side: int = 160) -> Any:
-    """The film of one image: its codes appear in raster order, beside what the decoder makes of
-    the codes so far.
-
-    Args:
-        codes: int64 (1, h, w, 4).
-        side: pixels of each half.
-    """
-    from IPython.display import HTML
-
-    h, w = codes.shape[1:3]
-    stages = [4 * position for position in range(h * w + 1)]
-    begun = codes.flatten(1).repeat(len(stages), 1)
-    for row, done in zip(begun, stages, strict=True):
-        row[done:] = 0
-    begun = begun.view(-1, h, w, 4)
-    with torch.inference_mode():
-        pictures = torch.cat([vqvae.decode(part) for part in begun.split(16)])
-    blocks = _code_blocks(begun, stages)
-    colours = plt.get_cmap("nipy_spectral")(blocks / num_embeddings, bytes=True)[..., :3]
-    colours[blocks.isnan().numpy()] = 255
-    frames = []
-    for left, right in zip(colours, pictures, strict=True):
-        frame = Image.new("RGB", (2 * side + 8, side), "white")
-        frame.paste(Image.fromarray(left).resize((side, side), Image.Resampling.NEAREST))
-        right = Image.fromarray((255 * as_picture(right)).astype("uint8"))
-        frame.paste(right.resize((side, side)), (side + 8, 0))
-        frames.append(frame)
-    buffer = io.BytesIO()
-    durations = [60] * (len(frames) - 1) + [2500]
-    frames[0].save(
-        buffer, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0
-    )
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return HTML(f'<img alt="codes and picture grow" src="data:image/webp;base64,{data}">')
