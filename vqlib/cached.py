@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .pixelcnn import PixelCNN
 
@@ -40,26 +40,24 @@ class CachedPixelCNN:
         blocks, new = list(prior.blocks), prior.head.weight.new_zeros
         filters, channels = prior.left.out_channels, prior.left.in_channels
         deep, wide = filters // slots, channels // slots  # features and embedding of one slot
-        self.prior, (self.rows, _), (_, self.columns) = (
-            prior, prior.above.kernel_size, prior.left.kernel_size,
-        )  # fmt: skip
 
         # What is known so far: all codes, with the margin of zeros that the convolutions pad with,
         # and of each block's vertical stack the last two rows, beside its weights ...
-        self.embedded = new(n, channels, height + self.rows, width + self.columns)
+        self.embedded = new(height + 3, width + 2 * 3, n, channels)
+        self.above = as_matrix(prior.above), prior.above.bias
+        self.left = prior.here.bias, as_matrix(prior.left)
         self.vertical = [
             (
                 new(2, width + 2, n, filters),
-                block.vertical.weight.permute(2, 3, 1, 0).flatten(0, 2),
+                as_matrix(block.vertical),
                 block.vertical.bias,
                 (block.vertical_norm.weight.flatten(), block.vertical_norm.bias.flatten()),
-                block.above.weight[:, :, 0, 0].T.contiguous(),
             )
             for block in blocks
         ]
         # ... and of the present position its codes, and in each layer sums and features.
         self.place: tuple[int, int] | None = None
-        self.embedded_here, self.first_sums = new(n, channels), new(n, filters)
+        self.embedded_here = new(n, channels)
         self.sums = new(len(blocks), n, 2 * filters)
         self.features = new(len(blocks) + 1, n, filters)
 
@@ -67,13 +65,17 @@ class CachedPixelCNN:
             labels = torch.full((n,), prior.num_classes, device=self.sums.device)
         biases = torch.stack([block.here.bias for block in blocks])
         told = prior.labels(labels).unflatten(1, biases.shape)  # (n, blocks, 2 filters)
-        self.constant = (told + biases).transpose(0, 1)
+        self.constant = (told + biases).transpose(0, 1)[:, None]  # (blocks, 1, n, 2 filters)
 
         # Weights (out, in, 1, 1) as matrices (in, out). Only those of a slot's own position are
         # masked; and of these, the slots before it are seen in full.
-        self.from_left = torch.stack([block.left.weight[:, :, 0, 0].T for block in blocks])
-        here = torch.stack([block.here.weight[:, :, 0, 0].T for block in blocks])
-        first = prior.here.weight[:, :, 0, 0].T
+        self.from_above = torch.stack([as_matrix(block.above) for block in blocks])
+        self.from_left = torch.stack([as_matrix(block.left) for block in blocks])
+        here = torch.stack([as_matrix(block.here) for block in blocks])
+        out = torch.stack([block.out.weight[:, :, 0, 0] for block in blocks])
+        scale = torch.stack([block.norm.weight.flatten() for block in blocks])
+        shift = torch.stack([block.norm.bias.flatten() for block in blocks])
+        first = as_matrix(prior.here)
         self.eps = blocks[0].norm.eps
         self.slots = []
         for s in range(slots):
@@ -81,24 +83,23 @@ class CachedPixelCNN:
             sums = self.sums[:, :, gates]
             self.slots.append(
                 _Slot(
-                    self.first_sums[:, own],
+                    self.features[0, :, own],
                     self.embedded_here[:, : s * wide],
                     first[: s * wide, own].contiguous(),
                     sums,
                     self.features[:-1, :, : s * deep],
                     here[:, : s * deep, gates].contiguous(),
-                    [
-                        (
-                            sums[i],
-                            self.features[i + 1, :, own],
-                            here[i, own, gates].contiguous(),
-                            block.norm.weight[gates].flatten(),
-                            block.norm.bias[gates].flatten(),
-                            block.out.weight[own, :, 0, 0].T.contiguous(),
+                    list(
+                        zip(
+                            sums.unbind(),
+                            here[:, own, gates].contiguous().unbind(),
+                            scale[:, gates].unbind(),
+                            shift[:, gates].unbind(),
+                            out[:, own].transpose(1, 2).contiguous().unbind(),
+                            self.features[1:, :, own].unbind(),
+                            strict=True,
                         )
-                        for i, block in enumerate(blocks)
-                    ],
-                    self.features[0, :, own],
+                    ),
                     self.features[-1, :, : own.stop],
                     prior.head.weight.chunk(slots)[s][:, : own.stop, 0, 0].T.contiguous(),
                     prior.head.bias.chunk(slots)[s],
@@ -109,40 +110,40 @@ class CachedPixelCNN:
 
     def enter_row(self, row: int) -> None:
         """The vertical stack of this row, and what it tells the horizontal one."""
-        v = self.prior.above(self.embedded[:, :, row : row + self.rows, self.columns :])
-        v = v[:, :, 0].permute(2, 0, 1)  # (w, n, filters)
+        kernel, bias = self.above
+        v = windows(self.embedded[row : row + 3], 7) @ kernel + bias  # (w, n, filters)
         told = []
-        for rows, kernel, bias, norm, above in self.vertical:
+        for rows, kernel, bias, norm in self.vertical:
             rows[0] = rows[1]
             rows[1, 1:-1] = v
-            seen = rows.unfold(1, 3, 1).permute(1, 2, 0, 4, 3).flatten(2)
-            y = F.glu(torch.layer_norm(seen @ kernel + bias, bias.shape, *norm, self.eps))
-            told.append(y @ above)
-            v = v + y
-        self.told = torch.stack(told, 1) + self.constant  # (w, blocks, n, 2 filters)
+            y = windows(rows, 3) @ kernel + bias
+            told.append(F.glu(torch.layer_norm(y, bias.shape, *norm, self.eps)))
+            v = v + told[-1]
+        below = torch.stack(told).flatten(1, 2) @ self.from_above
+        self.told = below.unflatten(1, v.shape[:2]) + self.constant  # (blocks, w, n, 2 filters)
 
     def move_to(self, row: int, column: int) -> None:
         """Leave the last position for this one; add what stands to the left."""
         if self.place is not None:
-            self.embedded[:, :, self.place[0], self.place[1]] = self.embedded_here
-        self.place = row + self.rows, column + self.columns
+            self.embedded[self.place] = self.embedded_here
+        self.place = row + 3, column + 3
         if column == 0:
             self.enter_row(row)
-            self.sums.copy_(self.told[0])
+            self.sums.copy_(self.told[:, 0])
         else:  # the features are still those of the position to the left
-            torch.baddbmm(self.told[column], self.features[:-1], self.from_left, out=self.sums)
-        left = self.embedded[:, :, self.place[0], column : column + self.columns].flatten(1)
-        weight = self.prior.left.weight.flatten(1).T
-        torch.addmm(self.prior.here.bias, left, weight, out=self.first_sums)
+            torch.baddbmm(self.told[:, column], self.features[:-1], self.from_left, out=self.sums)
+        left = self.embedded[row + 3, column : column + 3].transpose(0, 1).flatten(1)
+        bias, kernel = self.left
+        torch.addmm(bias, left, kernel, out=self.features[0])
 
     def advance(self, slot: int) -> None:
         """Compute this slot's features in all layers, from those of the slots before it."""
         this = self.slots[slot]
         if slot:
-            this.first_sums.addmm_(this.codes_before, this.from_codes)
+            this.first.addmm_(this.codes_before, this.from_codes)
             this.sums.baddbmm_(this.features_before, this.from_features)
-        x = this.first.copy_(this.first_sums)
-        for sums, out, here, scale, shift, weight in this.layers:
+        x = this.first
+        for sums, here, scale, shift, weight, out in this.layers:
             y = torch.addmm(sums, x, here)
             y = torch.layer_norm(y, scale.shape, scale, shift, self.eps)
             x = torch.addmm(x, F.glu(y), weight, out=out)
@@ -155,20 +156,30 @@ class CachedPixelCNN:
     def put(self, slot: int, codes: Tensor) -> None:
         """From now on this slot's codes are int64 (n,)."""
         this = self.slots[slot]
-        this.embedded.copy_(F.embedding(codes, this.embedding))
+        torch.index_select(this.embedding, 0, codes, out=this.embedded)
+
+
+def as_matrix(convolution: nn.Conv2d) -> Tensor:
+    """A kernel (out, in, h, w) as a matrix (h * w * in, out), for `windows`."""
+    return convolution.weight.permute(2, 3, 1, 0).flatten(0, 2)
+
+
+def windows(rows: Tensor, width: int) -> Tensor:
+    """What a kernel over all these rows sees at each column: (h, columns, n, in) to
+    (columns - width + 1, n, h * width * in)."""
+    return rows.unfold(1, width, 1).permute(1, 2, 0, 4, 3).flatten(2)
 
 
 class _Slot(NamedTuple):
     """What `CachedPixelCNN` needs for one slot: weights, and views of the present position."""
 
-    first_sums: Tensor  # (n, deep)
+    first: Tensor  # (n, deep), features that enter the first block
     codes_before: Tensor  # (n, wide * slot), embeddings
     from_codes: Tensor  # weights
     sums: Tensor  # (blocks, n, 2 deep)
     features_before: Tensor  # (blocks, n, deep * slot)
     from_features: Tensor  # weights
-    layers: Sequence[tuple[Tensor, ...]]  # of each block: sums, its features, weights
-    first: Tensor  # (n, deep), features that enter the first block
+    layers: Sequence[tuple[Tensor, ...]]  # of each block: sums, weights, its features
     last: Tensor  # (n, deep * (slot + 1)), features that leave the last one
     head: Tensor
     bias: Tensor
