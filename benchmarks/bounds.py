@@ -15,6 +15,7 @@ from dataclasses import replace
 from functools import partial
 
 from ablation import NoQuantizer
+
 from vqlib import DEEP, load_model, open_dataset, train_vqvae
 from vqlib.evaluation import load_results, save_results
 from vqlib.metrics import evaluate_vqvae
