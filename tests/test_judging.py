@@ -69,17 +69,17 @@ def test_precision_and_recall_see_what_they_should():
 def test_nearness_finds_planted_copies():
     torch.manual_seed(0)
     train, held_out, fresh = (torch.randn(n, 8) for n in (500, 300, 200))
-    honest = nearness(train, held_out, fresh)
+    honest = nearness(train, held_out[None], fresh[None])
     assert honest.near_copies <= honest.allowed
     planted = fresh.clone()
     planted[:20] = train[40:60] + 0.01
-    found = nearness(train, held_out, planted)
+    found = nearness(train, held_out[None], torch.stack([fresh, planted]))  # two views of each
     assert found.near_copies >= 0.1 > found.allowed
     assert torch.equal(found.nearest[:20], torch.arange(40, 60))
     codes = torch.randint(16, (50, 2, 2, 4))
     copy = codes[7:8].clone()
     copy[0, 0, 0, 0] = (copy[0, 0, 0, 0] + 1) % 16
-    found = nearness(codes, torch.randint(16, (50, 2, 2, 4)), copy)
+    found = nearness(codes, torch.randint(16, (1, 50, 2, 2, 4)), torch.stack([copy + 1, copy]))
     assert found.nearest.item() == 7 and found.samples.item() == pytest.approx(1 / 16)
 
 
@@ -100,6 +100,9 @@ def test_judge_tells_the_same_story_as_json(tmp_path, monkeypatch):
     monkeypatch.setenv("VQLIB_HOME", str(tmp_path))
     data = open_dataset(lesions=60)
     vqvae, prior = VQVAE(data_init=False).eval(), PixelCNN(conv_filters=8, blocks=1).eval()
+    colours = lambda images: torch.nn.functional.adaptive_avg_pool2d(images, 2)  # noqa: E731
+    as_codes = lambda images: (511 * colours(images)).long().movedim(1, -1)  # noqa: E731
+    monkeypatch.setattr(vqvae, "encode", lambda x: as_codes(x)[..., [0, 1, 2, 0]])
     encoded = encode_dataset(vqvae, data, size=64)
     classifier = LesionClassifier().eval()
     arguments = (data, encoded, vqvae, prior, classifier)
@@ -112,5 +115,13 @@ def test_judge_tells_the_same_story_as_json(tmp_path, monkeypatch):
     copies = encoded.codes[encoded.split.train[:n]]
     monkeypatch.setattr("vqlib.judging.sample", lambda *_, **__: copies)
     assert judge(*arguments, size=64)["near_copies"]["codes"]["nearest"] == 0.0
+    # A copy that is mirrored, too, though its codes are others.
+    mirrored = data.pixels(64)[encoded.split.train[:n]].flip(-2) / 255
+    codes = vqvae.encode(mirrored)
+    assert nearness(encoded.codes[encoded.split.train], codes[None], codes[None]).samples.min() > 0
+    monkeypatch.setattr("vqlib.judging.sample", lambda *_, **__: codes)
+    monkeypatch.setattr(vqvae, "decode", lambda codes: mirrored)
+    found = judge(*arguments, size=64)["near_copies"]
+    assert found["codes"]["nearest"] == 0.0 and found["features"]["nearest"] < 1e-2
     with pytest.raises(ValueError, match="held-out"):
         judge(*arguments, size=64, split="train")

@@ -53,6 +53,7 @@ OPTIONS = {
     "labels and temperature": {"labels": torch.tensor([0, 6, 7]), "temperature": 0.6},
     "top-k": {"top_k": 4, "temperature": 1.3},
     "top-p": {"top_p": 0.7},
+    "guided": {"labels": torch.tensor([0, 6, 3]), "guidance": 0.7},
 }
 
 
@@ -131,6 +132,20 @@ def test_filters():
             filter_logits(logits, **bad)
 
 
+def test_guidance_goes_beyond_the_class():
+    """First codes of many grids, beside p(code | class)^(1 + w) / p(code)^w, normalised."""
+    prior, w, n = lively_prior(1), 1.5, 20_000
+    with torch.inference_mode():
+        empty = torch.zeros(1, 1, 1, 1, dtype=torch.long)
+        told, untold = (prior(empty, torch.tensor([c])).softmax(-1).flatten() for c in (2, 7))
+    wanted = told ** (1 + w) / untold**w
+    generator = torch.Generator().manual_seed(0)
+    drawn = sample(prior, n, 2, guidance=w, grid=(1, 1), generator=generator)
+    share = drawn.flatten().bincount(minlength=len(wanted)) / n
+    assert (share - wanted / wanted.sum()).abs().max() < 0.015
+    assert (share - told).abs().max() > 0.03  # which are another distribution
+
+
 def test_bad_arguments_are_named():
     prior = small_prior()
     with pytest.raises(ValueError, match="go together"):
@@ -139,6 +154,8 @@ def test_bad_arguments_are_named():
         sample(prior, 1, 9)
     with pytest.raises(ValueError, match="method"):
         sample(prior, 1, method="magic")
+    with pytest.raises(ValueError, match="needs labels"):
+        sample(prior, 1, guidance=1.0)
 
 
 def test_tables_are_paid_for_honestly():

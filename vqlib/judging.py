@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .augment import moved, to_float
 from .classifier import LesionClassifier, classify
 from .codes import EncodedDataset
 from .data import CLASSES, LesionDataset, Pixels, synthetic_dataset
@@ -120,20 +121,27 @@ class Nearness:
 
 
 def nearness(train: Tensor, held_out: Tensor, samples: Tensor) -> Nearness:
-    """Search the training set for copies.
+    """Search the training set for copies, turned and mirrored ones too.
 
     Args:
-        train, held_out, samples: features, float (N, D), compared by Euclidean distance; or codes,
-            int64 (N, h, w, slots), by the share of codes that differ.
+        train: features, float (N, D), compared by Euclidean distance; or codes, int64
+            (N, h, w, slots), by the share of codes that differ.
+        held_out, samples: (V, n, ...), the same of V views of each image, as the eight that
+            `moved` makes; the nearest of them counts.
     """
 
-    def to_train(x: Tensor) -> tuple[Tensor, Tensor]:
+    def of_view(x: Tensor) -> tuple[Tensor, Tensor]:
         if x.is_floating_point():
             found = torch.cdist(x, train).min(1)
             return found.values, found.indices
         known = train.flatten(1)
         rows = [(known != row).float().mean(1).min(0) for row in x.flatten(1)]
         return torch.stack([r.values for r in rows]), torch.stack([r.indices for r in rows])
+
+    def to_train(views: Tensor) -> tuple[Tensor, Tensor]:
+        distances, which = map(torch.stack, zip(*map(of_view, views), strict=True))
+        best = distances.min(0)
+        return best.values, which.gather(0, best.indices[None])[0]
 
     distances, nearest = to_train(samples)
     return Nearness(distances, to_train(held_out)[0], nearest)
@@ -165,8 +173,8 @@ def judge(
         options: for `sample`; none means its defaults.
 
     Returns:
-        What can be written as JSON: "n", "rows" (name -> results), "near_copies" (among training
-        images, in features and in codes), "diversity".
+        What can be written as JSON: "n", "rows" (name -> results), "near_copies" (of training
+        images, turned or not, in features and in codes), "diversity".
     """
     if split not in ("val", "test"):
         raise ValueError(
@@ -194,7 +202,20 @@ def judge(
     def describe(images: Pixels | Tensor) -> Tensor:
         return classify(classifier, images, describe=True)
 
-    reference, fakes = describe(pixels[real]), describe(decoded(drawn))
+    def in_all_orientations(images: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Features, (8, n, D), and codes, (8, n, h, w, slots), of images turned and mirrored."""
+        features, as_codes = [describe(images)], [codes]
+        for move in range(1, 8):
+            turned = moved(images, move)
+            features.append(describe(turned))
+            parts = [vqvae.encode(to_float(part)) for part in turned.split(32)]
+            as_codes.append(torch.cat(parts))
+        return torch.stack(features), torch.stack(as_codes)
+
+    held_out_views = in_all_orientations(pixels[real], encoded.codes[real])
+    drawn_views = in_all_orientations(decoded(drawn), drawn)
+    progress("turned")
+    reference, fakes = held_out_views[0][0], drawn_views[0][0]
     sets = {
         "real, another split": describe(pixels[other]),
         "reconstructions": describe(decoded(encoded.codes[other])),
@@ -217,8 +238,14 @@ def judge(
 
     chunks = [describe(pixels[i]) for i in parts.train.split(512)]
     searched = {
-        "features": nearness(torch.cat(chunks), reference, fakes),
-        "codes": nearness(train, encoded.codes[real], drawn),
+        name: nearness(known, held_out, samples)
+        for name, known, held_out, samples in zip(
+            ("features", "codes"),
+            (torch.cat(chunks), train),
+            held_out_views,
+            drawn_views,
+            strict=True,
+        )
     }
     apart = {"samples": fakes, "real": reference}
     return {
@@ -272,7 +299,7 @@ def as_text(result: dict[str, Any]) -> str:
         )
     for name, row in result["near_copies"].items():
         lines.append(
-            f"nearer to a training lesion than 99 % of held-out ones are, by {name}: "
+            f"nearer to a training lesion, turned or not, than 99 % of held-out ones, by {name}: "
             f"{100 * row['share']:.1f} % of the samples (expected: at most "
             f"{100 * row['allowed']:.1f} %)"
         )
