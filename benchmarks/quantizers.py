@@ -4,10 +4,10 @@
     python benchmarks/quantizers.py --data PATH        # six trainings of minutes; again to resume
 
 Same encoder, decoder, images (128 px), steps, seed and optimizer, and no average of the weights
-(it would harm a codebook whose rows are restarted often, so it would not be fair to all); all have four codes of 9 bits at
-each position. Time and memory are those of the quantizer alone, forwards and backwards, on as many
-vectors as a batch of 16 images of 256 px has; the times in turns in one process, the memory of each
-in a process of its own. Results go to data/results/quantizers.json.
+(it would harm a codebook whose rows are restarted often, so it would not be fair to all); all have
+four codes of 9 bits at each position. Time and memory are those of the quantizer alone, forwards
+and backwards, on as many vectors as a batch of 16 images of 256 px has; the times in turns in one
+process, the memory of each in a process of its own. Results go to data/results/quantizers.json.
 """
 
 from __future__ import annotations
