@@ -5,9 +5,9 @@
 1. Three readings of where the rotation stands, without any training: the *floor* that no network of
    the report's kind can pass, and the loss of the best *single image*, which is all that is left
    when every position of every image gets the same code.
-2. Three readings of the quantizer, trained shortly at 128 px: which terms does the loss have, and
-   how many codes survive?
-3. The one of them that heads for the report's losses, for all 20 epochs, at 128 px.
+2. Readings of the quantizer, trained shortly: which terms does the loss have, how do the vectors
+   lie in the feature map, and how many codes survive?
+3. The one of them that starts with a single code for all, for 20 epochs.
 4. The report's training: 20 epochs at 256 px, 90 % of the images, batch 16, Adam 1e-3.
 5. Its prior: PixelRCNN with MSE for 100 epochs on the codes of 4.
 
@@ -23,6 +23,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vqlib import REPORT, encode_dataset, open_dataset, train_prior, train_vqvae
@@ -30,6 +31,7 @@ from vqlib.curves import read_log
 from vqlib.data import LesionDataset, batches, rotate_and_flip
 from vqlib.evaluation import load_results, save_results
 from vqlib.metrics import evaluate_vqvae
+from vqlib.quantizer import VectorQuantizer
 from vqlib.vqvae import IMAGENET_MEAN, IMAGENET_STD, VQVAE
 
 BAND = (0.389486, 0.447475)  # of the report's means over 100 batches, epochs 18 to 20
@@ -48,10 +50,28 @@ def uniform_codebook() -> VQVAE:
     return model
 
 
+class NoPermute(VectorQuantizer):
+    """Vectors cut from the feature map as it lies in memory: 8 x 8 pixels of one channel."""
+
+    def _to_vectors(self, z: Tensor) -> Tensor:
+        return z.reshape(1, -1, self.embedding_dim)
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        return F.embedding(codes, self.codebook[0]).reshape(len(codes), -1, *codes.shape[1:3])
+
+
+def without_permute(**options: Any) -> VQVAE:
+    model = VQVAE.report(**options)
+    model.quantizer.__class__ = NoPermute  # same state, another rule
+    return model
+
+
 QUANTIZERS: dict[str, Callable[[], VQVAE]] = {
     "EMA: MSE + 0.25 commitment": VQVAE.report,
     "gradient: MSE + codebook + 0.25 commitment": partial(VQVAE.report, ema_decay=None),
     "gradient, codebook from [-1/512, 1/512]": uniform_codebook,
+    "EMA, without the permute": without_permute,
+    "gradient, without the permute": partial(without_permute, ema_decay=None),
 }
 
 
@@ -132,11 +152,12 @@ def main() -> None:
     once("data", lambda: repr(data))
     once("band", lambda: list(BAND))
     once("without_training", lambda: without_training(data, options.size))
-    for number, name in enumerate(QUANTIZERS):
-        short = f"report-reading-{number}"
-        once(name, partial(trained, data, name, short, options.size // 2, 2))
-    first, second, _ = QUANTIZERS
     half, long = options.size // 2, options.epochs
+    for number, name in enumerate(QUANTIZERS):
+        # Only at full size has a channel's map as many pixels as a vector has numbers.
+        size = options.size if "without" in name else half
+        once(name, partial(trained, data, name, f"report-reading-{number}", size, 2))
+    first, second = list(QUANTIZERS)[:2]
     once("long gradient", partial(trained, data, second, "report-long-gradient", half, long))
     main_run = "report-ham10000"
     once("training", partial(trained, data, first, main_run, options.size, options.epochs))
