@@ -5,8 +5,9 @@
 The models that ship, the sampler's defaults but for the guidance w. Two sets for each w: as many
 lesions as the split val has, of its classes, beside its photographs (kernel distance, precision and
 recall, as in `judge`); and the same number of each class, to see how often the classifier finds the
-class that was asked for (mean over the classes, as balanced accuracy). The photographs of val say
-how often it is found in real lesions. Results go to data/results/guidance.json.
+class that was asked for (mean over the classes, as balanced accuracy). The photographs of val, and
+these after coding, say how often it is found in real lesions. Results go to
+data/results/guidance.json.
 """
 
 from __future__ import annotations
@@ -36,14 +37,26 @@ def main() -> None:
     classifier = load_model(PRETRAINED / "ham10000" / "classifier.safetensors")
     balanced = torch.arange(len(val)) % len(CLASSES)
 
-    def pictures(wanted: Tensor, w: float) -> Tensor:
-        codes = sample(prior, len(wanted), wanted, generator=generator, guidance=w)
+    def decoded(codes: Tensor) -> Tensor:
         return torch.cat([(255 * vqvae.decode(c)).round().byte() for c in codes.split(32)])
 
+    def pictures(wanted: Tensor, w: float) -> Tensor:
+        return decoded(sample(prior, len(wanted), wanted, generator=generator, guidance=w))
+
+    def class_found(images: Tensor, wanted: Tensor) -> float:
+        return balanced_accuracy(classify(classifier, images), wanted)
+
     real = classify(classifier, pixels, describe=True)
-    found = balanced_accuracy(classify(classifier, pixels), labels)
-    table = {"data": repr(data), "split": "val", "n": len(val), "real_class_found": found}
-    table["rows"] = []
+    coded = torch.cat([vqvae.encode(part / 255) for part in pixels.split(32)])
+    table = {
+        "data": repr(data),
+        "split": "val",
+        "n": len(val),
+        "real_class_found": class_found(pixels, labels),
+        "reconstructions_class_found": class_found(decoded(coded), labels),
+        "rows": [],
+    }
+    print(table)
     for w in STRENGTHS:
         generator = torch.Generator().manual_seed(0)
         drawn = classify(classifier, pictures(labels, w), describe=True)
@@ -55,7 +68,7 @@ def main() -> None:
             "standard_error": error,
             "precision": precision,
             "recall": recall,
-            "class_found": balanced_accuracy(classify(classifier, pictures(balanced, w)), balanced),
+            "class_found": class_found(pictures(balanced, w), balanced),
         }
         table["rows"].append(row)
         print(row, flush=True)

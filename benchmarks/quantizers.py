@@ -6,20 +6,21 @@
 Same encoder, decoder, images (128 px), steps, seed and optimizer, and no average of the weights
 (it would harm a codebook whose rows are restarted often, so it would not be fair to all); all have
 four codes of 9 bits at each position. Time and memory are those of the quantizer alone, forwards
-and backwards, on as many vectors as a batch of 16 images of 256 px has; the times in turns in one
-process, the memory of each in a process of its own. Results go to data/results/quantizers.json.
+and backwards. The times are taken in turns in one process, on as many vectors as a batch of 16
+images of 256 px has; the memory of each in a process of its own, for 256 images. Results go to
+data/results/quantizers.json.
 """
 
 from __future__ import annotations
 
 import argparse
-import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -134,15 +135,22 @@ def times(rounds: int = 15) -> dict[str, float]:
     return {name: 1000 * median(found) for name, found in seconds.items()}
 
 
+def peak() -> float:
+    """Megabytes, the most that this process has taken since the last reset (Linux only)."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
 def memory(name: str) -> float:
     """Megabytes that a step needs beyond what stood before it; run in a fresh process."""
     quantizer = QUANTIZERS[name]().train()
     small = torch.randn(2, 256, 8, 8, requires_grad=True)
     step(quantizer, small)  # what is loaded once
-    z = torch.randn(64, 256, 8, 8, requires_grad=True)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    z = torch.randn(256, 256, 8, 8, requires_grad=True)
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    before = peak()
     step(quantizer, z)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return peak() - before
 
 
 def main() -> None:
@@ -164,10 +172,10 @@ def main() -> None:
     for name, row in table["rows"].items():
         command = [sys.executable, __file__, "--memory-of", name]
         told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        row |= {"ms_per_step": measured[name], "mb_per_step_of_64": float(told.split()[-1])}
+        row |= {"ms_per_step": measured[name], "mb_per_step_of_256": float(told.split()[-1])}
         print(
             f"{name:42}{row['psnr_db']:7.2f} dB{row['codes_used']:5} codes"
-            f"{row['ms_per_step']:8.1f} ms{row['mb_per_step_of_64']:8.0f} MB"
+            f"{row['ms_per_step']:8.1f} ms{row['mb_per_step_of_256']:8.0f} MB"
         )
     save_results("quantizers", table)
 

@@ -212,10 +212,19 @@ def judge(
             as_codes.append(torch.cat(parts))
         return torch.stack(features), torch.stack(as_codes)
 
-    held_out_views = in_all_orientations(pixels[real], encoded.codes[real])
+    # Copies are looked for among pictures that all came through the decoder: its blur, in the
+    # samples only, would hide them from photographs.
     drawn_views = in_all_orientations(decoded(drawn), drawn)
-    progress("turned")
-    reference, fakes = held_out_views[0][0], drawn_views[0][0]
+    held_out_views = in_all_orientations(decoded(encoded.codes[real]), encoded.codes[real])
+    known = torch.cat([describe(decoded(part)) for part in train.split(512)]), train
+    searched = {
+        name: nearness(*three)
+        for name, *three in zip(
+            ("features", "codes"), known, held_out_views, drawn_views, strict=True
+        )
+    }
+    progress("near-copies")
+    reference, fakes = describe(pixels[real]), drawn_views[0][0]
     sets = {
         "real, another split": describe(pixels[other]),
         "reconstructions": describe(decoded(encoded.codes[other])),
@@ -236,17 +245,6 @@ def judge(
         }
         progress(name)
 
-    chunks = [describe(pixels[i]) for i in parts.train.split(512)]
-    searched = {
-        name: nearness(known, held_out, samples)
-        for name, known, held_out, samples in zip(
-            ("features", "codes"),
-            (torch.cat(chunks), train),
-            held_out_views,
-            drawn_views,
-            strict=True,
-        )
-    }
     apart = {"samples": fakes, "real": reference}
     return {
         "data": repr(data),

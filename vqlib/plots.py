@@ -83,18 +83,14 @@ def images(
 
     Args:
         pictures: (N, 3, H, W) or a sequence of (3, H, W); float in [0, 1] or uint8.
-        titles: one for each picture.
+        titles: one for each picture, or only for the first ones.
         rows: a label for each row of the grid.
     """
     count = len(pictures)
     height = -(-count // columns)
-    side = WIDTH / columns
-    figure, axes = plt.subplots(
-        height,
-        columns,
-        figsize=(WIDTH, height * (side + (0.25 if titles else 0)) + (0.35 if title else 0)),
-        squeeze=False,
-    )
+    side, titles = WIDTH / columns, titles or ()
+    tall = height * side + 0.25 * -(-len(titles) // columns) + (0.35 if title else 0)
+    figure, axes = plt.subplots(height, columns, figsize=(WIDTH, tall), squeeze=False)
     for i, axis in enumerate(axes.flat):
         axis.grid(False)
         axis.set_xticks([])
@@ -103,7 +99,7 @@ def images(
             spine.set_visible(False)
         if i < count:
             axis.imshow(as_picture(pictures[i]), interpolation="antialiased")
-            if titles:
+            if i < len(titles):
                 axis.set_title(titles[i], fontsize=9)
     for axis, label in zip(axes[:, 0], rows or [], strict=False):
         axis.set_ylabel(label, fontsize=9)
