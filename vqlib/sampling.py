@@ -122,7 +122,8 @@ def sample(
     if method not in ("naive", "cached"):
         raise ValueError(f'method must be "naive" or "cached", got {method!r}')
     device = next(prior.parameters()).device
-    codes, fixed = _start(prior, n, given, keep, grid, device)
+    codes, kept = _start(prior, n, given, keep, grid, device)
+    fixed = kept.tolist()
     if labels is not None:
         labels = torch.as_tensor(labels, device=device).expand(n)
         if n and not 0 <= labels.min() <= labels.max() <= prior.num_classes:
@@ -132,7 +133,7 @@ def sample(
             raise ValueError("guidance leads towards a class, and needs labels")
         labels = torch.cat([labels, torch.full_like(labels, prior.num_classes)])
         codes = torch.cat([codes, codes])  # the same grids, told the class and not told it
-    grids = codes.unflatten(0, (-1, n)) if n else codes[None]
+    cells = iter(codes.flatten(1).unbind(1))  # views of all codes, in the order of drawing
     was_training = prior.training
     prior.eval()
     cache = CachedPixelCNN(prior, codes.shape, labels) if method == "cached" else None
@@ -141,9 +142,10 @@ def sample(
         if cache is not None:
             cache.move_to(row, column)
         for slot in range(prior.slots):
+            cell = next(cells)
             if cache is not None:
                 cache.advance(slot)
-            if not fixed[row, column]:
+            if not fixed[row][column]:
                 if cache is not None:
                     logits = cache.logits(slot)
                 else:
@@ -152,11 +154,12 @@ def sample(
                     told, untold = logits.chunk(2)
                     logits = untold + (1 + guidance) * (told - untold)
                 p = filter_logits(logits, temperature, top_k, top_p).softmax(-1)
-                grids[:, :, row, column, slot] = draw(p, generator)
+                drawn = draw(p, generator)
+                cell.copy_(torch.cat([drawn, drawn]) if guidance else drawn)
             if cache is not None:
-                cache.put(slot, codes[:, row, column, slot])
+                cache.put(slot, cell)
     prior.train(was_training)
-    return grids[0]
+    return codes[:n]
 
 
 def complete(
