@@ -34,7 +34,8 @@ def cropped(prior: PixelCNN, n: int, generator: torch.Generator) -> Tensor:
     codes = torch.zeros(n, 8, 8, prior.slots, dtype=torch.long)
     for row, column, slot in torch.cartesian_prod(*map(torch.arange, codes.shape[1:])).tolist():
         logits = prior(codes[:, : row + 1])[:, row, column, slot]
-        codes[:, row, column, slot] = draw(logits.softmax(-1), generator)
+        points = torch.rand(n, dtype=logits.dtype, generator=generator)
+        codes[:, row, column, slot] = draw(logits.softmax(-1), points)
     return codes
 
 

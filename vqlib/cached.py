@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from .pixelcnn import PixelCNN
 
@@ -44,17 +44,14 @@ class CachedPixelCNN:
         # What is known so far: all codes, with the margin of zeros that the convolutions pad with,
         # and of each block's vertical stack the last two rows, beside its weights ...
         self.embedded = new(height + 3, width + 2 * 3, n, channels)
-        self.above = as_matrix(prior.above), prior.above.bias
-        self.left = prior.here.bias, as_matrix(prior.left)
-        self.vertical = [
-            (
-                new(2, width + 2, n, filters),
-                as_matrix(block.vertical),
-                block.vertical.bias,
-                (block.vertical_norm.weight.flatten(), block.vertical_norm.bias.flatten()),
-            )
-            for block in blocks
-        ]
+        self.above = prior.above.weight.flatten(1), prior.above.bias
+        self.left = prior.left.weight.flatten(1), prior.here.bias
+        self.vertical = []
+        for block in blocks:
+            first, second = rows = new(2, width + 2, n, filters)
+            kernel = block.vertical.weight.flatten(1), block.vertical.bias
+            norm = block.vertical_norm.weight.flatten(), block.vertical_norm.bias.flatten()
+            self.vertical.append((first, second, second[1:-1], windows(rows, 3), kernel, norm))
         # ... and of the present position its codes, and in each layer sums and features.
         self.place: tuple[int, int] | None = None
         self.embedded_here = new(n, channels)
@@ -69,13 +66,13 @@ class CachedPixelCNN:
 
         # Weights (out, in, 1, 1) as matrices (in, out). Only those of a slot's own position are
         # masked; and of these, the slots before it are seen in full.
-        self.from_above = torch.stack([as_matrix(block.above) for block in blocks])
-        self.from_left = torch.stack([as_matrix(block.left) for block in blocks])
-        here = torch.stack([as_matrix(block.here) for block in blocks])
+        self.from_above = torch.stack([block.above.weight[:, :, 0, 0].T for block in blocks])
+        self.from_left = torch.stack([block.left.weight[:, :, 0, 0].T for block in blocks])
+        here = torch.stack([block.here.weight[:, :, 0, 0].T for block in blocks])
         out = torch.stack([block.out.weight[:, :, 0, 0] for block in blocks])
         scale = torch.stack([block.norm.weight.flatten() for block in blocks])
         shift = torch.stack([block.norm.bias.flatten() for block in blocks])
-        first = as_matrix(prior.here)
+        first = prior.here.weight[:, :, 0, 0].T
         self.eps = blocks[0].norm.eps
         self.slots = []
         for s in range(slots):
@@ -85,23 +82,23 @@ class CachedPixelCNN:
                 _Slot(
                     self.features[0, :, own],
                     self.embedded_here[:, : s * wide],
-                    first[: s * wide, own].contiguous(),
+                    first[: s * wide, own],
                     sums,
                     self.features[:-1, :, : s * deep],
-                    here[:, : s * deep, gates].contiguous(),
+                    here[:, : s * deep, gates],
                     list(
                         zip(
                             sums.unbind(),
-                            here[:, own, gates].contiguous().unbind(),
+                            here[:, own, gates].unbind(),
                             scale[:, gates].unbind(),
                             shift[:, gates].unbind(),
-                            out[:, own].transpose(1, 2).contiguous().unbind(),
+                            out[:, own].transpose(1, 2).unbind(),
                             self.features[1:, :, own].unbind(),
                             strict=True,
                         )
                     ),
                     self.features[-1, :, : own.stop],
-                    prior.head.weight.chunk(slots)[s][:, : own.stop, 0, 0].T.contiguous(),
+                    prior.head.weight.chunk(slots)[s][:, : own.stop, 0, 0].T,
                     prior.head.bias.chunk(slots)[s],
                     prior.embedding.weight.chunk(slots)[s],
                     self.embedded_here[:, s * wide : (s + 1) * wide],
@@ -110,17 +107,17 @@ class CachedPixelCNN:
 
     def enter_row(self, row: int) -> None:
         """The vertical stack of this row, and what it tells the horizontal one."""
-        kernel, bias = self.above
-        v = windows(self.embedded[row : row + 3], 7) @ kernel + bias  # (w, n, filters)
-        told = []
-        for rows, kernel, bias, norm in self.vertical:
-            rows[0] = rows[1]
-            rows[1, 1:-1] = v
-            y = windows(rows, 3) @ kernel + bias
-            told.append(F.glu(torch.layer_norm(y, bias.shape, *norm, self.eps)))
+        v = F.linear(windows(self.embedded[row : row + 3], 7).flatten(2), *self.above)
+        told = []  # of each block (w, n, filters), as v
+        for first, second, inside, seen, kernel, norm in self.vertical:
+            first.copy_(second)
+            inside.copy_(v)
+            y = F.linear(seen.flatten(2), *kernel)
+            told.append(F.glu(torch.layer_norm(y, norm[0].shape, *norm, self.eps)))
             v = v + told[-1]
         below = torch.stack(told).flatten(1, 2) @ self.from_above
-        self.told = below.unflatten(1, v.shape[:2]) + self.constant  # (blocks, w, n, 2 filters)
+        told = below.unflatten(1, v.shape[:2]) + self.constant
+        self.told = told.unbind(1)  # at each column (blocks, n, 2 filters)
 
     def move_to(self, row: int, column: int) -> None:
         """Leave the last position for this one; add what stands to the left."""
@@ -129,12 +126,12 @@ class CachedPixelCNN:
         self.place = row + 3, column + 3
         if column == 0:
             self.enter_row(row)
-            self.sums.copy_(self.told[:, 0])
+            self.sums.copy_(self.told[0])
         else:  # the features are still those of the position to the left
-            torch.baddbmm(self.told[:, column], self.features[:-1], self.from_left, out=self.sums)
-        left = self.embedded[row + 3, column : column + 3].transpose(0, 1).flatten(1)
-        bias, kernel = self.left
-        torch.addmm(bias, left, kernel, out=self.features[0])
+            torch.baddbmm(self.told[column], self.features[:-1], self.from_left, out=self.sums)
+        left = self.embedded[row + 3, column : column + 3].permute(1, 2, 0).flatten(1)
+        kernel, bias = self.left
+        torch.addmm(bias, left, kernel.T, out=self.features[0])
 
     def advance(self, slot: int) -> None:
         """Compute this slot's features in all layers, from those of the slots before it."""
@@ -159,15 +156,10 @@ class CachedPixelCNN:
         torch.index_select(this.embedding, 0, codes, out=this.embedded)
 
 
-def as_matrix(convolution: nn.Conv2d) -> Tensor:
-    """A kernel (out, in, h, w) as a matrix (h * w * in, out), for `windows`."""
-    return convolution.weight.permute(2, 3, 1, 0).flatten(0, 2)
-
-
 def windows(rows: Tensor, width: int) -> Tensor:
-    """What a kernel over all these rows sees at each column: (h, columns, n, in) to
-    (columns - width + 1, n, h * width * in)."""
-    return rows.unfold(1, width, 1).permute(1, 2, 0, 4, 3).flatten(2)
+    """What a kernel over all these rows sees at each column: a view of (h, columns, n, in) as
+    (columns - width + 1, n, in, h, width)."""
+    return rows.unfold(1, width, 1).permute(1, 2, 3, 0, 4)
 
 
 class _Slot(NamedTuple):

@@ -63,17 +63,20 @@ def filter_logits(
     return logits
 
 
-def draw(p: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def draw(p: Tensor, points: Tensor) -> Tensor:
     """One code from each distribution: float (..., K), sums to 1, to int64 (...).
 
-    The codes lie side by side on a line of length 1, each as long as it is likely; a point u, drawn
-    evenly from that line, falls into code k with probability p_k. `torch.multinomial` does the same
+    The codes lie side by side on a line of length 1, each as long as it is likely; a point drawn
+    evenly from that line falls into code k with probability p_k. `torch.multinomial` does the same
     with a random number for each of the K codes, instead of one.
+
+    Args:
+        points: float (...), in [0, 1), as `torch.rand` gives them.
     """
     ends = p.cumsum(-1)
-    u = torch.rand(*p.shape[:-1], 1, dtype=p.dtype, device=p.device, generator=generator)
-    # u < 1, and times the sum as rounded it stays below that sum: no code without p is drawn.
-    return torch.searchsorted(ends, u * ends[..., -1:], right=True)[..., 0]
+    # A point below 1, times the sum as rounded, stays below that sum: no code without p is drawn.
+    points = points.unsqueeze(-1) * ends[..., -1:]
+    return torch.searchsorted(ends, points, right=True).squeeze(-1)
 
 
 @torch.inference_mode()
@@ -123,7 +126,9 @@ def sample(
         raise ValueError(f'method must be "naive" or "cached", got {method!r}')
     device = next(prior.parameters()).device
     codes, kept = _start(prior, n, given, keep, grid, device)
-    fixed = kept.tolist()
+    fixed, to_draw = kept.tolist(), prior.slots * int((~kept).sum())
+    dtype = prior.head.weight.dtype
+    points = iter(torch.rand(to_draw, n, dtype=dtype, device=device, generator=generator).unbind())
     if labels is not None:
         labels = torch.as_tensor(labels, device=device).expand(n)
         if n and not 0 <= labels.min() <= labels.max() <= prior.num_classes:
@@ -154,7 +159,7 @@ def sample(
                     told, untold = logits.chunk(2)
                     logits = untold + (1 + guidance) * (told - untold)
                 p = filter_logits(logits, temperature, top_k, top_p).softmax(-1)
-                drawn = draw(p, generator)
+                drawn = draw(p, next(points))
                 cell.copy_(torch.cat([drawn, drawn]) if guidance else drawn)
             if cache is not None:
                 cache.put(slot, cell)
@@ -195,7 +200,8 @@ def complete(
     drawn = sample(prior, len(many), labels, given=many, keep=keep, generator=generator, **options)
     bits = code_bits(prior, drawn, labels)[:, keep.cpu()].flatten(1).sum(1)
     weights = (-bits.double() * math.log(2)).view(n, candidates).softmax(1)
-    chosen = torch.arange(n) * candidates + draw(weights, generator).cpu()
+    points = torch.rand(n, dtype=weights.dtype, device=weights.device, generator=generator)
+    chosen = torch.arange(n, device=weights.device) * candidates + draw(weights, points)
     return drawn[chosen.to(drawn.device)]
 
 
