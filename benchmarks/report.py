@@ -24,12 +24,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torchvision.utils import save_image
 
 from vqlib import REPORT, encode_dataset, open_dataset, train_prior, train_vqvae
 from vqlib.curves import read_log
 from vqlib.data import LesionDataset, batches, rotate_and_flip
-from vqlib.evaluation import load_results, save_results
+from vqlib.evaluation import RESULTS, load_results, save_results
 from vqlib.metrics import evaluate_vqvae
 from vqlib.quantizer import VectorQuantizer
 from vqlib.vqvae import IMAGENET_MEAN, IMAGENET_STD, VQVAE
@@ -134,6 +135,19 @@ def trained(data: LesionDataset, name: str, run: str, size: int, epochs: int) ->
     }
 
 
+@torch.inference_mode()
+def report_samples(vqvae: VQVAE, prior: nn.Module) -> Tensor:
+    """The report's way to draw 16 images, gaps filled as in notebook 05: (16, 3, 96, 96)."""
+    torch.manual_seed(0)
+    side = 8
+    logits = prior(torch.zeros(16, 256, side, side))  # always of the same empty grid
+    p = logits.softmax(1).movedim(1, -1).flatten(0, 2)
+    indices = torch.multinomial(p, 1).view(16, side, side)
+    indices = indices[..., None].expand(-1, -1, -1, 4).reshape(-1)
+    quantized = vqvae.quantizer.codebook[0][indices].view(16, 256, side, side)
+    return F.interpolate(vqvae.decoder(quantized), (96, 96), mode="area")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", help="folder of images; default: as open_dataset()")
@@ -163,16 +177,19 @@ def main() -> None:
     once("training", partial(trained, data, first, main_run, options.size, options.epochs))
 
     def prior() -> dict[str, Any]:
-        vqvae = train_vqvae(
-            data, REPORT, run=main_run, size=options.size, epochs=options.epochs
-        )  # loads it
+        whole = {"size": options.size, "epochs": options.epochs}
+        vqvae = train_vqvae(data, REPORT, run=main_run, **whole)  # loads it
         encoded = encode_dataset(vqvae, data, options.size, split=REPORT.split(data))
-        train_prior(encoded, REPORT, run="report-prior", epochs=options.prior_epochs)
-        steps, epochs = read_log("report-prior")
+        epochs = options.prior_epochs
+        network = train_prior(encoded, REPORT, run="report-prior", epochs=epochs)
+        save_image(report_samples(vqvae, network), RESULTS / "report-samples.png", nrow=8)
+        steps, held_out = read_log("report-prior")
         return {
-            "epochs": options.prior_epochs,
-            "train_loss": sum(s["loss"] for s in steps[-100:]) / 100,
-            "held_out": epochs[-1]["held_out"],
+            "epochs": epochs,
+            "train_loss": sum(step["loss"] for step in steps[-100:]) / 100,
+            "held_out": held_out[-1]["held_out"],
+            "n": len(encoded.split.val),
+            "codes_in_use": len(encoded.codes.unique()),
         }
 
     once("prior", prior)

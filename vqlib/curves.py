@@ -17,6 +17,8 @@ from torchvision.utils import make_grid
 from .weights import run_folder
 
 WIDTH = 9.0  # inches: the width of a notebook
+WINDOW = 20  # batches; a longer mean would lag behind, and bend where it begins
+AVERAGED = f"mean of last {WINDOW} batches"
 
 
 def as_picture(image: Tensor) -> np.ndarray:
@@ -55,7 +57,7 @@ def losses(run: str | Path, keys: Sequence[str] | None = None) -> Figure:
         values = [line[key] for line in steps]
         at = [line["step"] for line in steps]
         axis.plot(at, values, alpha=0.25, color="C0")
-        axis.plot(at, smooth(values, 100), color="C0", label="mean of last 100 batches")
+        axis.plot(at, smooth(values, WINDOW), color="C0", label=AVERAGED)
         held_out = [(x["step"], x["held_out"][key]) for x in epochs if key in x["held_out"]]
         if held_out:
             axis.plot(*zip(*held_out, strict=True), "o", color="C1", label="held out")
@@ -150,7 +152,7 @@ class LiveTraining:
         at = np.arange(len(self.values)) + self.first + 1
         if self.values:
             axis.plot(at, self.values, alpha=0.25, color="C0")
-            axis.plot(at, smooth(self.values, 100), color="C0", label="mean of last 100 batches")
+            axis.plot(at, smooth(self.values, WINDOW), color="C0", label=AVERAGED)
             held_out = [(s, logs[self.key]) for s, logs in self.held_out if self.key in logs]
             if held_out:
                 axis.plot(*zip(*held_out, strict=True), "o", color="C1", label="held out")
@@ -184,6 +186,6 @@ def bits_by_epoch(run: str | Path, baselines: dict[str, float]) -> Figure:
     axis.plot(at[best], held_out[best], "*", ms=15, color="C3", label="the epoch that is kept")
     for style, (name, bits) in zip((":", "--", "-.", (0, (6, 1))), baselines.items(), strict=False):
         axis.axhline(bits, color="grey", ls=style, label=f"{name}: {bits:.2f}")
-    axis.set(title="Bits per code", xlabel="step", ylabel="bits")
+    axis.set(title="Bits per code", xlabel="step", ylabel="bits per code")
     axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return figure

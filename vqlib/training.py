@@ -222,7 +222,7 @@ def train_prior(
     is_report = recipe.prior is PixelRCNN
     if is_report:
         prior = PixelRCNN(encoded.vectors(0).shape[0], **model_options)
-        variance = encoded.vectors(train[:1024]).var()
+        variance = encoded.vectors(train[:1024]).var((0, 2, 3)).mean()  # of each channel
     else:
         prior = recipe.prior(encoded.num_embeddings, encoded.codes.shape[-1], **model_options)
 
