@@ -129,6 +129,7 @@ def trained(data: LesionDataset, name: str, run: str, size: int, epochs: int) ->
         "epochs": epochs,
         "batches": each,
         **found.summary(),
+        "codes_in_all": int((found.counts > 0).any(0).sum()),
         "last_losses": [min(last), max(last)],
         "inside_the_band": BAND[0] <= sum(last) / len(last) <= BAND[1],
         "means_of_100": {key: [round(x, 5) for x in values] for key, values in means.items()},
@@ -189,7 +190,7 @@ def main() -> None:
             "train_loss": sum(step["loss"] for step in steps[-100:]) / 100,
             "held_out": held_out[-1]["held_out"],
             "n": len(encoded.split.val),
-            "codes_in_use": len(encoded.codes.unique()),
+            "codes_in_all": len(encoded.codes.unique()),
         }
 
     once("prior", prior)
