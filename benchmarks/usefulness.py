@@ -12,6 +12,7 @@ data/results/usefulness.json, which notebook 05 shows.
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,9 +37,18 @@ def pictures(vqvae: VQVAE, codes: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def recalls(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    right = logits.argmax(-1) == labels
-    return {CLASSES[c]: float(right[labels == c].float().mean()) for c in labels.unique().tolist()}
+def by_class(logits: Tensor, labels: Tensor) -> dict[str, Any]:
+    """Recall of each class, and the standard error of their mean, the balanced accuracy."""
+    right = (logits.argmax(-1) == labels).float()
+    found = {CLASSES[c]: right[labels == c] for c in labels.unique().tolist()}
+    # Laplace's estimate: six out of six do not mean an error of zero.
+    guess = {name: (hits.sum() + 1) / (len(hits) + 2) for name, hits in found.items()}
+    variances = [guess[name] * (1 - guess[name]) / len(hits) for name, hits in found.items()]
+    return {
+        "balanced_accuracy_error": float(sum(variances)) ** 0.5 / len(found),
+        "recall": {name: float(hits.mean()) for name, hits in found.items()},
+        "lesions": {name: len(hits) for name, hits in found.items()},
+    }
 
 
 def main() -> None:
@@ -81,7 +91,7 @@ def main() -> None:
         table["rows"][name] = {
             "images": len(told),
             "balanced_accuracy": balanced_accuracy(logits, val[1]),
-            "recall": recalls(logits, val[1]),
+            **by_class(logits, val[1]),
         }
         save_results("usefulness", table)
         print(name, table["rows"][name])
