@@ -4,8 +4,8 @@
 
 Trainings are runs of their own (work_dir()/runs/shipped-...); what is trained already is loaded.
 Weights are written in float16, and codes are made with the weights *as written*, so they are what
-everyone gets who encodes the same image. The held-out curves go to data/results/curves.json, the
-results table to data/results/NAME-val.json.
+everyone gets who encodes the same image. The held-out curves go to data/results/curves.json and
+prior-curve.json, the results table to data/results/NAME-val.json.
 """
 
 from __future__ import annotations
@@ -44,10 +44,9 @@ def ship(run: str, name: str, file: str) -> nn.Module:
     return load_model(path)
 
 
-def curve(run: str) -> dict[str, list[float]]:
+def curve(run: str, *keys: str) -> dict[str, list[float]]:
     """What held-out lesions said after each epoch."""
     epochs = read_log(run)[1]
-    keys = ("psnr_db", "ssim", "codes_used", "perplexity")
     found = {key: [round(e["held_out"][key], 4) for e in epochs] for key in keys}
     return {"step": [e["step"] for e in epochs], **found}
 
@@ -58,16 +57,19 @@ def main() -> None:
     options = parser.parse_args()
     data = open_dataset(options.data)
     models, curves = {}, {}
+    keys = ("psnr_db", "ssim", "codes_used", "perplexity")
     for name, recipe in RECIPES.items():
         run = f"shipped-{name}"
         train_vqvae(data, recipe, run=run)
-        models[name], curves[name] = ship(run, name, "vqvae.safetensors"), curve(run)
+        models[name] = ship(run, name, "vqvae.safetensors")
+        curves[name] = curve(run, *keys)
     save_results("curves", curves)
     split = DEEP.split(data)
     encoded = encode_dataset(models[BEST], data, split=split)
     encoded.save(PRETRAINED / BEST / "codes.safetensors")
     add_turned(encoded, models[BEST], data)
     train_prior(encoded, WORKBOOK, run="shipped-prior")
+    save_results("prior-curve", curve("shipped-prior", "bits_per_code"))
     prior = ship("shipped-prior", BEST, "prior.safetensors")
     small = data.pixels(classifier.SIZE)
     train_classifier(

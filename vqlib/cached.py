@@ -73,7 +73,7 @@ class CachedPixelCNN:
         scale = torch.stack([block.norm.weight.flatten() for block in blocks])
         shift = torch.stack([block.norm.bias.flatten() for block in blocks])
         first = prior.here.weight[:, :, 0, 0].T
-        self.eps = blocks[0].norm.eps
+        self.eps, self.width = blocks[0].norm.eps, (2 * deep,)
         self.slots = []
         for s in range(slots):
             own, gates = (slice(s * d, (s + 1) * d) for d in (deep, 2 * deep))
@@ -142,7 +142,7 @@ class CachedPixelCNN:
         x = this.first
         for sums, here, scale, shift, weight, out in this.layers:
             y = torch.addmm(sums, x, here)
-            y = torch.layer_norm(y, scale.shape, scale, shift, self.eps)
+            y = torch.layer_norm(y, self.width, scale, shift, self.eps)
             x = torch.addmm(x, F.glu(y), weight, out=out)
 
     def logits(self, slot: int) -> Tensor:

@@ -61,8 +61,8 @@ def losses(run: str | Path, keys: Sequence[str] | None = None) -> Figure:
         held_out = [(x["step"], x["held_out"][key]) for x in epochs if key in x["held_out"]]
         if held_out:
             axis.plot(*zip(*held_out, strict=True), "o", color="C1", label="held out")
-        if "loss" in key and min(values) > 0:
-            _log_scale(axis)
+        if "loss" in key:
+            _log_scale(axis, values)
         axis.set(title=key.replace("_", " "), xlabel="step")
     named = [pair for a in axes.flat for pair in zip(*a.get_legend_handles_labels())]
     legend = {label: handle for handle, label in named}  # each name once
@@ -71,8 +71,11 @@ def losses(run: str | Path, keys: Sequence[str] | None = None) -> Figure:
     return figure
 
 
-def _log_scale(axis: Axes) -> None:
-    """A logarithmic axis with plain numbers at 1, 2, 3 and 5 of each decade."""
+def _log_scale(axis: Axes, values: Sequence[float]) -> None:
+    """A logarithmic axis with plain numbers at 1, 2, 3 and 5 of each decade, for values that span
+    half a decade or more. Less than that would leave it with hardly a number."""
+    if not 0 < 3 * min(values) < max(values):
+        return
     axis.set_yscale("log")
     for which in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
         which(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "1235" else "")
@@ -159,8 +162,8 @@ class LiveTraining:
             if self.floor is not None:
                 axis.axhline(self.floor, color="C3", ls="--", label=f"floor {self.floor:.3f}")
             axis.legend(fontsize=8, loc="best")
-            if "loss" in self.key and min(self.values) > 0:
-                _log_scale(axis)
+            if "loss" in self.key:
+                _log_scale(axis, self.values)
         done = self.now - self.first
         left = (self.drawn - self.began) / done * (self.total - self.now) if done else 0.0
         state = f", about {left:.0f} s left" if left >= 1 else ""

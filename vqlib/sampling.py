@@ -75,7 +75,7 @@ def draw(p: Tensor, points: Tensor) -> Tensor:
     """
     ends = p.cumsum(-1)
     # A point below 1, times the sum as rounded, stays below that sum: no code without p is drawn.
-    points = points.unsqueeze(-1) * ends[..., -1:]
+    points = points.unsqueeze(-1) * ends.narrow(-1, -1, 1)
     return torch.searchsorted(ends, points, right=True).squeeze(-1)
 
 
