@@ -77,12 +77,14 @@ class CachedPixelCNN:
         self.slots = []
         for s in range(slots):
             own, gates = (slice(s * d, (s + 1) * d) for d in (deep, 2 * deep))
-            sums = self.sums[:, :, gates]
+            told = self.sums[:, :, gates]
+            sums = new(told.shape) if s else told  # products go faster into memory of their own
             self.slots.append(
                 _Slot(
                     self.features[0, :, own],
                     self.embedded_here[:, : s * wide],
                     first[: s * wide, own],
+                    told,
                     sums,
                     self.features[:-1, :, : s * deep],
                     here[:, : s * deep, gates],
@@ -138,7 +140,7 @@ class CachedPixelCNN:
         this = self.slots[slot]
         if slot:
             this.first.addmm_(this.codes_before, this.from_codes)
-            this.sums.baddbmm_(this.features_before, this.from_features)
+            torch.baddbmm(this.told, this.features_before, this.from_features, out=this.sums)
         x = this.first
         for sums, here, scale, shift, weight, out in this.layers:
             y = torch.addmm(sums, x, here)
@@ -168,7 +170,8 @@ class _Slot(NamedTuple):
     first: Tensor  # (n, deep), features that enter the first block
     codes_before: Tensor  # (n, wide * slot), embeddings
     from_codes: Tensor  # weights
-    sums: Tensor  # (blocks, n, 2 deep)
+    told: Tensor  # (blocks, n, 2 deep), by what stands above and to the left
+    sums: Tensor  # (blocks, n, 2 deep), with the slots before
     features_before: Tensor  # (blocks, n, deep * slot)
     from_features: Tensor  # weights
     layers: Sequence[tuple[Tensor, ...]]  # of each block: sums, weights, its features
