@@ -3,8 +3,8 @@
     python benchmarks/bounds.py --data PATH        # an hour on a CPU; run again to resume
 
 Each goes on from the weights that ship, with latents as they are in place of codes: 4,096 numbers
-an image instead of 288 bytes. No codebook of the same network can pass it by much, so the distance
-to the model that ships is the price of the codes, and the rest is the network's own blur. Held-out
+an image instead of 288 bytes. It estimates the most that this network could reach: the distance to
+the model that ships is the price of the codes, and the rest is the network's own blur. Held-out
 lesions; results go to data/results/bounds.json, which notebook 02 shows.
 """
 
