@@ -2,11 +2,11 @@
 
     python benchmarks/ablation.py --data PATH      # 24 runs of some minutes; again to resume
 
-All runs share the report's layers, the images (128 px) and the steps, and differ from the first, the
-base, by what their name says. The base is the workbook's recipe as it was before this table; the two
-changes that help have moved into the recipe since. Held-out PSNR, SSIM, used codes and perplexity go
-to data/results/ablation.json, which notebook 03 shows. All have seed 0, and four run again with seed
-1: a difference smaller than between seeds is no difference.
+All runs share the report's layers, the images (128 px) and the steps, and differ from the first,
+the base, by what their name says. The base is the workbook's recipe as it was before this table;
+the two changes that help have moved into the recipe since. Held-out PSNR, SSIM, used codes and
+perplexity go to data/results/ablation.json, which notebook 03 shows. All have seed 0, and four run
+again with seed 1: a difference smaller than between seeds is no difference.
 """
 
 from __future__ import annotations
