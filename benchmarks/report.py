@@ -182,10 +182,16 @@ def main() -> None:
         network = train_prior(encoded, REPORT, run="report-prior", epochs=epochs)
         save_image(report_samples(vqvae, network), RESULTS / "report-samples.png", nrow=8)
         steps, held_out = read_log("report-prior")
+        each = -(-len(encoded.split.train) // REPORT.batch_size)
+        losses = [step["loss"] for step in steps]
         return {
             "epochs": epochs,
-            "train_loss": sum(step["loss"] for step in steps[-100:]) / 100,
-            "held_out": held_out[-1]["held_out"],
+            "train_mse": [
+                round(sum(losses[end - each : end]) / each, 5)
+                for end in range(each, len(losses) + 1, each)
+            ],
+            "held_out_mse": [round(line["held_out"]["mse"], 5) for line in held_out],
+            "held_out_mse_over_variance": held_out[-1]["held_out"]["mse_over_variance"],
             "n": len(encoded.split.val),
             "codes_in_all": len(encoded.codes.unique()),
         }

@@ -57,7 +57,7 @@ CHAPTER_LINES = 400
 UNSAFE = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
 # A picture or an archive in git must be named here, with where it comes from: none is a photograph.
-BINARIES: dict[str, str] = {}
+BINARIES = {"data/results/report-samples.png": "drawn by the models of benchmarks/report.py"}
 BINARY_SUFFIXES = set(
     ".png .jpg .jpeg .gif .webp .avif .bmp .tif .tiff .pdf"
     " .npy .npz .pt .pth .ckpt .pkl .zip .gz .tar .7z .h5".split()
