@@ -32,6 +32,15 @@ def test_images_to_codes_to_samples(tmp_path, monkeypatch, capsys):
     assert table["rows"]["WebP"]["n"] == 0 and ours["psnr_above_rival_db"] is None
     assert "PSNR dB" in capsys.readouterr().out
 
+    # Neither are weights overwritten by codes, nor two models of one name taken for one.
+    weights = (tmp_path / "runs" / "vqvae" / "vqvae.safetensors").read_bytes()
+    for mistake in (
+        ["encode", "--vqvae", vqvae, "--out", vqvae, *small],
+        ["evaluate", "--vqvae", vqvae, "--vqvae", vqvae, *small],
+    ):
+        assert main(mistake) == 2 and capsys.readouterr().err.startswith("error: ")
+    assert (tmp_path / "runs" / "vqvae" / "vqvae.safetensors").read_bytes() == weights
+
 
 @pytest.mark.parametrize(
     "command",

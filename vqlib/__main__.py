@@ -126,6 +126,8 @@ def _encode(options: argparse.Namespace) -> None:
     data = open_dataset(options.data)
     split = RECIPES[options.recipe].split(data)
     options.out.parent.mkdir(parents=True, exist_ok=True)
+    if options.out.exists() and options.out.samefile(options.vqvae):
+        raise DataError(f"{options.out} holds the weights that make the codes: name another --out")
     vqvae = load_model(options.vqvae)
     encoded = encode_dataset(vqvae, data, options.size, split=split)
     if options.turned:
@@ -169,13 +171,19 @@ def _evaluate(options: argparse.Namespace) -> None:
     files = [
         file if file.is_file() else Path(name) for name, file in zip(names, files, strict=True)
     ]
+    names = [file.resolve().parent.name for file in files]
+    if len(set(names)) < len(names):
+        raise DataError(
+            f"a model is called as the folder that its file lies in, and here two have one name "
+            f"({', '.join(names)}): move one of them to a folder of another name"
+        )
     prior, classifier = options.prior, options.classifier
     if options.vqvae is None:
         prior = prior or files[0].with_name("prior.safetensors")
         classifier = classifier or files[0].with_name("classifier.safetensors")
     result = evaluate(
         data,
-        {file.resolve().parent.name: load_model(file) for file in files},
+        {name: load_model(file) for name, file in zip(names, files, strict=True)},
         None if prior is None else load_model(prior),
         None if classifier is None else load_model(classifier),
         size=options.size,

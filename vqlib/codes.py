@@ -7,6 +7,7 @@ in the 64-bit integers that PyTorch computes with.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -113,7 +114,8 @@ class EncodedDataset(Dataset):
         return self.codebook.flatten(0, 1)[codes].flatten(-2).movedim(-1, -3).contiguous()
 
     def save(self, path: str | Path) -> None:
-        """Write a safetensors file: codes packed, labels, split, codebook."""
+        """Write a safetensors file: codes packed, labels, split, codebook. It appears whole or not
+        at all."""
         names = torch.empty(len(self), dtype=torch.uint8)
         for number, indices in enumerate(self.split):
             names[indices] = number
@@ -126,7 +128,10 @@ class EncodedDataset(Dataset):
         if self.turned is not None:
             tensors["turned"] = torch.from_numpy(pack_codes(self.turned[1:], self.bits))
         shape = "x".join(map(str, self.codes.shape))
-        save_file(tensors, path, metadata={"shape": shape, "source": self.source})
+        path = Path(path)
+        beside = path.with_name(f".{path.name}.{os.getpid()}")
+        save_file(tensors, beside, metadata={"shape": shape, "source": self.source})
+        os.replace(beside, path)
 
     @classmethod
     def load(cls, path: str | Path) -> EncodedDataset:

@@ -63,7 +63,7 @@ def evaluate(
     split: str = "val",
     progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Measure all rivals, all models, and how far the prior shortens the last model's codes.
+    """Measure all rivals, all models, and how far the prior shortens the first model's codes.
 
     Args:
         data: any data set; its own split by lesion is used.
