@@ -126,9 +126,9 @@ def _encode(options: argparse.Namespace) -> None:
     data = open_dataset(options.data)
     split = RECIPES[options.recipe].split(data)
     options.out.parent.mkdir(parents=True, exist_ok=True)
+    vqvae = load_model(options.vqvae)
     if options.out.exists() and options.out.samefile(options.vqvae):
         raise DataError(f"{options.out} holds the weights that make the codes: name another --out")
-    vqvae = load_model(options.vqvae)
     encoded = encode_dataset(vqvae, data, options.size, split=split)
     if options.turned:
         add_turned(encoded, vqvae, data, options.size)

@@ -12,8 +12,8 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -45,6 +45,15 @@ def work_dir() -> Path:
         folder = Path.home() / ".cache" / "vqlib"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A file that appears whole or not at all: write to the path given, which lies beside its place
+    and is moved there when the block has ended."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    yield beside
+    os.replace(beside, path)
 
 
 class Pixels:

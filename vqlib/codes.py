@@ -7,7 +7,6 @@ in the 64-bit integers that PyTorch computes with.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from .augment import moved, to_float
+from .cache import whole_file
 from .data import CLASSES, DataError, LesionDataset, Split, batches
 from .vqvae import VQVAE
 
@@ -128,10 +128,8 @@ class EncodedDataset(Dataset):
         if self.turned is not None:
             tensors["turned"] = torch.from_numpy(pack_codes(self.turned[1:], self.bits))
         shape = "x".join(map(str, self.codes.shape))
-        path = Path(path)
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
-        save_file(tensors, beside, metadata={"shape": shape, "source": self.source})
-        os.replace(beside, path)
+        with whole_file(Path(path)) as beside:
+            save_file(tensors, beside, metadata={"shape": shape, "source": self.source})
 
     @classmethod
     def load(cls, path: str | Path) -> EncodedDataset:

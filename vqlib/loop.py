@@ -29,6 +29,7 @@ from torch.optim.swa_utils import AveragedModel
 from torchvision.utils import save_image
 from tqdm.auto import tqdm
 
+from .cache import whole_file
 from .data import DataError
 from .weights import run_folder
 
@@ -143,12 +144,6 @@ def _interrupts_wait() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
-
-
-def _write_atomically(path: Path, state: dict[str, Any]) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    torch.save(state, beside)
-    os.replace(beside, path)
 
 
 def _open_run(run: str | Path, config: dict[str, Any]) -> tuple[Path, dict[str, Any] | None]:
@@ -267,19 +262,18 @@ def fit(
     os.truncate(log_path, log_bytes)  # what was logged after the checkpoint is done again
 
     def save() -> None:
-        _write_atomically(
-            folder / "checkpoint.pt",
-            {
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "scaler": scaler.state_dict(),
-                "averaged": None if averaged is None else averaged.state_dict(),
-                "rng": torch.get_rng_state(),
-                "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-                "step": step,
-                "log_bytes": log_path.stat().st_size,
-            },
-        )
+        state = {
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "scaler": scaler.state_dict(),
+            "averaged": None if averaged is None else averaged.state_dict(),
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+            "step": step,
+            "log_bytes": log_path.stat().st_size,
+        }
+        with whole_file(folder / "checkpoint.pt") as beside:
+            torch.save(state, beside)
 
     progress.start(f"{config['kind']} on {device}, {precision.why}", total, step)
     with open(log_path, "a", buffering=1) as log, _interrupts_wait() as stop_asked:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from .cache import whole_file
 from .classifier import LesionClassifier
 from .codes import EncodedDataset
 from .data import DataError, LesionDataset, work_dir
@@ -39,7 +39,7 @@ def save_model(
 ) -> Path:
     """Write a model's weights, and how to build it, to a safetensors file.
 
-    The file appears whole or not at all: it is written beside its place and then moved there.
+    The file appears whole or not at all.
 
     Args:
         model: a `VQVAE`, `PixelCNN`, `PixelRCNN` or `LesionClassifier`.
@@ -58,9 +58,8 @@ def save_model(
         "config": json.dumps(getattr(model, "config", {})),
         "notes": json.dumps(notes),
     }
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(tensors, beside, metadata=metadata)
-    os.replace(beside, path)
+    with whole_file(path) as beside:
+        save_file(tensors, beside, metadata=metadata)
     return path
 
 
