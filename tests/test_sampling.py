@@ -106,6 +106,10 @@ def test_same_generator_same_codes_and_training_mode_is_kept():
         sample(prior, 5, grid=(3, 3), generator=torch.Generator().manual_seed(7)) for _ in range(2)
     )
     assert torch.equal(a, b) and prior.training and a.shape == (5, 3, 3, 2)
+    a[0, 0, 0, 0] = 1  # an ordinary tensor, to be changed by whoever has it
+    with pytest.raises(ValueError, match="above 0"):
+        sample(prior, 5, temperature=-1)
+    assert prior.training  # after an error, too
 
 
 def test_kept_codes_stay_and_the_others_see_them():
@@ -156,6 +160,12 @@ def test_bad_arguments_are_named():
         sample(prior, 1, method="magic")
     with pytest.raises(ValueError, match="needs labels"):
         sample(prior, 1, guidance=1.0)
+    with pytest.raises(ValueError, match=r"one class or int64 \(2,\)"):
+        sample(prior, 2, torch.tensor([1, 2, 3]))
+    with pytest.raises(ValueError, match=r"kept must lie in 0\.\.2"):
+        sample(prior, 1, given=torch.full((1, 2, 2, 2), 5), keep=torch.ones(2, 2))
+    with pytest.raises(ValueError, match="at least 1"):
+        sample(prior, 0)
 
 
 def test_tables_are_paid_for_honestly():

@@ -27,6 +27,9 @@ class CachedPixelCNN:
     - What the earlier slots of the position contribute is another one for each slot; then come,
       layer after layer, two small ones from the slot to itself (`advance`).
 
+    It computes into memory of its own, and so without gradients only: use it within
+    `torch.no_grad()` or `torch.inference_mode()`.
+
     For each position in raster order call `move_to`; then for each slot `advance`, `logits` if they
     are wanted, and `put` with the code that was drawn.
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .synthetic import CLASSES
+from .vqvae import evaluating
 
 SIZE = 128  # pixels that the classifier looks at
 
@@ -43,7 +44,7 @@ class Block(nn.Module):
 
 
 class LesionClassifier(nn.Module):
-    """A residual network of 0.4 million weights: images to 96 features, and to seven logits.
+    """A residual network of 0.28 million weights: images to 96 features, and to seven logits.
 
     Args:
         width: channels of the first stage.
@@ -86,17 +87,14 @@ class LesionClassifier(nn.Module):
         return self.head(self.dropout(self.features(images)))
 
 
-@torch.inference_mode()
 def classify(classifier: LesionClassifier, images: Any, describe: bool = False) -> Tensor:
     """Logits (N, 7), or descriptions (N, 96), of uint8 images (N, 3, S, S), in eval()."""
-    device, was_training = next(classifier.parameters()).device, classifier.training
-    classifier.eval()
     run = classifier.describe if describe else classifier
-    found = [
-        run(images[i : i + 64].to(device).float() / 255).float().cpu()
-        for i in range(0, len(images), 64)
-    ]
-    classifier.train(was_training)
+    with evaluating(classifier) as device:
+        found = [
+            run(images[i : i + 64].to(device).float() / 255).float().cpu()
+            for i in range(0, len(images), 64)
+        ]
     return torch.cat(found)
 
 

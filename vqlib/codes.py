@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from .augment import moved, to_float
 from .cache import whole_file
 from .data import CLASSES, DataError, LesionDataset, Split, batches
-from .vqvae import VQVAE
+from .vqvae import VQVAE, evaluating
 
 SPLITS = ("train", "val", "test")
 
@@ -235,12 +235,9 @@ def add_turned(
     encoded.turned = torch.stack(turned)
 
 
-@torch.inference_mode()
 def _encode(vqvae: VQVAE, images: Iterator[Tensor], total: int) -> Tensor:
     """The codes of all batches, by a model in eval()."""
-    device, was_training = next(vqvae.parameters()).device, vqvae.training
-    vqvae.eval()
     steps = tqdm(images, "encoding", total, leave=False, disable=None)
-    codes = [vqvae.encode(part.to(device)).cpu() for part in steps]
-    vqvae.train(was_training)
-    return torch.cat(codes).clone()
+    with evaluating(vqvae) as device:
+        codes = [vqvae.encode(part.to(device)).cpu() for part in steps]
+    return torch.cat(codes)

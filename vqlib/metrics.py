@@ -20,7 +20,7 @@ from torchmetrics.functional.image import (
 from .data import Pixels, batches
 from .pixelcnn import PixelCNN
 from .quantizer import count_codes, perplexity
-from .vqvae import VQVAE
+from .vqvae import VQVAE, evaluating
 
 
 def psnr(images: Tensor, targets: Tensor) -> Tensor:
@@ -86,28 +86,23 @@ class Reconstruction(Quality):
         }
 
 
-@torch.inference_mode()
 def evaluate_vqvae(
     vqvae: VQVAE, pixels: Pixels, indices: Tensor, batch_size: int = 32
 ) -> Reconstruction:
     """Reconstruct the images `indices` in eval() and compare pixel by pixel."""
-    device = next(vqvae.parameters()).device
-    was_training = vqvae.training
-    vqvae.eval()
-    quality, likeness = [torch.empty(0)], [torch.empty(0)]
-    counts: Tensor | int = 0
-    for images, _ in batches(pixels, indices, batch_size, shuffle=False):
-        images = images.to(device)
-        out = vqvae(images)
-        quality.append(psnr(out.reconstruction, images).cpu())
-        likeness.append(ssim(out.reconstruction, images).reshape(-1).cpu())
-        counts = counts + count_codes(out.codes, vqvae.quantizer.num_embeddings).cpu()
-    vqvae.train(was_training)
-    if isinstance(counts, int):
+    if not len(indices):
         raise ValueError("no images to evaluate: the split is empty")
+    quality, likeness, counts = [], [], []
+    with evaluating(vqvae) as device:
+        for images, _ in batches(pixels, indices, batch_size, shuffle=False):
+            images = images.to(device)
+            out = vqvae(images)
+            quality.append(psnr(out.reconstruction, images).cpu())
+            likeness.append(ssim(out.reconstruction, images).reshape(-1).cpu())
+            counts.append(count_codes(out.codes, vqvae.quantizer.num_embeddings).cpu())
     codes_each = out.codes[0].numel()
-    size = torch.full((len(indices),), codes_each * math.log2(counts.shape[1]) / 8)
-    return Reconstruction(torch.cat(quality), torch.cat(likeness), size, counts)
+    size = torch.full((len(indices),), codes_each * math.log2(vqvae.quantizer.num_embeddings) / 8)
+    return Reconstruction(torch.cat(quality), torch.cat(likeness), size, torch.stack(counts).sum(0))
 
 
 def paired_interval(
@@ -136,7 +131,6 @@ def paired_interval(
     return float(difference.mean()), float(low), float(high)
 
 
-@torch.inference_mode()
 def code_bits(
     prior: PixelCNN, codes: Tensor, labels: Tensor | None = None, batch_size: int = 64
 ) -> Tensor:
@@ -150,17 +144,14 @@ def code_bits(
         float (N, h, w, slots), bits. Its sum over an image is the length of that image's codes in
         a file written with the prior; its mean is the bits per code.
     """
-    device = next(prior.parameters()).device
-    was_training = prior.training
-    prior.eval()
     bits = []
-    for start in range(0, len(codes), batch_size):
-        part = codes[start : start + batch_size].to(device)
-        label = None if labels is None else labels[start : start + batch_size].to(device)
-        logits = prior(part, label).float()
-        nats = F.cross_entropy(logits.flatten(0, 3), part.flatten(), reduction="none")
-        bits.append((nats / math.log(2)).view(part.shape).cpu())
-    prior.train(was_training)
+    with evaluating(prior) as device:
+        for start in range(0, len(codes), batch_size):
+            part = codes[start : start + batch_size].to(device)
+            label = None if labels is None else labels[start : start + batch_size].to(device)
+            logits = prior(part, label).float()
+            nats = F.cross_entropy(logits.flatten(0, 3), part.flatten(), reduction="none")
+            bits.append((nats / math.log(2)).view(part.shape).cpu())
     return torch.cat(bits)
 
 

@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from .cached import CachedPixelCNN
 from .metrics import code_bits
 from .pixelcnn import PixelCNN
+from .vqvae import evaluating
 
 
 def filter_logits(
@@ -56,6 +57,7 @@ def filter_logits(
     if top_p is not None:
         if not 0 < top_p <= 1:
             raise ValueError(f"top_p must lie in (0, 1], got {top_p}")
+    if top_p is not None and top_p < 1:
         ordered, order = logits.sort(dim=-1, descending=True)
         p = ordered.softmax(-1)
         out = p.cumsum(-1) - p >= top_p  # what stands before it is enough already
@@ -79,7 +81,6 @@ def draw(p: Tensor, points: Tensor) -> Tensor:
     return torch.searchsorted(ends, points, right=True).squeeze(-1)
 
 
-@torch.inference_mode()
 def sample(
     prior: PixelCNN,
     n: int,
@@ -124,47 +125,42 @@ def sample(
     """
     if method not in ("naive", "cached"):
         raise ValueError(f'method must be "naive" or "cached", got {method!r}')
-    device = next(prior.parameters()).device
-    codes, kept = _start(prior, n, given, keep, grid, device)
-    fixed, to_draw = kept.tolist(), prior.slots * int((~kept).sum())
-    dtype = prior.head.weight.dtype
-    points = iter(torch.rand(to_draw, n, dtype=dtype, device=device, generator=generator).unbind())
-    if labels is not None:
-        labels = torch.as_tensor(labels, device=device).expand(n)
-        if n and not 0 <= labels.min() <= labels.max() <= prior.num_classes:
-            raise ValueError(f"labels must lie in 0..{prior.num_classes - 1}")
-    if guidance:
-        if labels is None:
-            raise ValueError("guidance leads towards a class, and needs labels")
-        labels = torch.cat([labels, torch.full_like(labels, prior.num_classes)])
-        codes = torch.cat([codes, codes])  # the same grids, told the class and not told it
-    cells = iter(codes.flatten(1).unbind(1))  # views of all codes, in the order of drawing
-    was_training = prior.training
-    prior.eval()
-    cache = CachedPixelCNN(prior, codes.shape, labels) if method == "cached" else None
-    places = [(row, column) for row in range(codes.shape[1]) for column in range(codes.shape[2])]
-    for row, column in tqdm(places, "sampling", leave=False, disable=not progress):
-        if cache is not None:
-            cache.move_to(row, column)
-        for slot in range(prior.slots):
-            cell = next(cells)
+    with evaluating(prior) as device:
+        codes, kept = _start(prior, n, given, keep, grid, device)
+        fixed, to_draw = kept.tolist(), prior.slots * int((~kept).sum())
+        evenly = {"dtype": prior.head.weight.dtype, "device": device, "generator": generator}
+        points = iter(torch.rand(to_draw, n, **evenly).unbind())
+        labels = _told(prior, n, labels, device)
+        if guidance:
+            if labels is None:
+                raise ValueError("guidance leads towards a class, and needs labels")
+            labels = torch.cat([labels, torch.full_like(labels, prior.num_classes)])
+            codes = torch.cat([codes, codes])  # the same grids, told the class and not told it
+        cells = iter(codes.flatten(1).unbind(1))  # views of all codes, in the order of drawing
+        cache = CachedPixelCNN(prior, codes.shape, labels) if method == "cached" else None
+        rows, columns = map(range, codes.shape[1:3])
+        places = [(row, column) for row in rows for column in columns]
+        for row, column in tqdm(places, "sampling", leave=False, disable=not progress):
             if cache is not None:
-                cache.advance(slot)
-            if not fixed[row][column]:
+                cache.move_to(row, column)
+            for slot in range(prior.slots):
+                cell = next(cells)
                 if cache is not None:
-                    logits = cache.logits(slot)
-                else:
-                    logits = prior(codes, labels)[:, row, column, slot]
-                if guidance:
-                    told, untold = logits.chunk(2)
-                    logits = untold + (1 + guidance) * (told - untold)
-                p = filter_logits(logits, temperature, top_k, top_p).softmax(-1)
-                drawn = draw(p, next(points))
-                cell.copy_(torch.cat([drawn, drawn]) if guidance else drawn)
-            if cache is not None:
-                cache.put(slot, cell)
-    prior.train(was_training)
-    return codes[:n]
+                    cache.advance(slot)
+                if not fixed[row][column]:
+                    if cache is not None:
+                        logits = cache.logits(slot)
+                    else:
+                        logits = prior(codes, labels)[:, row, column, slot]
+                    if guidance:
+                        told, untold = logits.chunk(2)
+                        logits = untold + (1 + guidance) * (told - untold)
+                    p = filter_logits(logits, temperature, top_k, top_p).softmax(-1)
+                    drawn = draw(p, next(points))
+                    cell.copy_(torch.cat([drawn, drawn]) if guidance else drawn)
+                if cache is not None:
+                    cache.put(slot, cell)
+    return codes[:n].clone()
 
 
 def complete(
@@ -181,8 +177,9 @@ def complete(
     `sample` draws each code given the earlier ones: it can't see kept codes that come later. Here
     it draws many candidates; each is weighted by the likelihood of the kept codes in its company,
     and one of them is drawn by these weights (sampling, importance, resampling: Rubin 1988). With
-    ever more candidates that is a draw from the prior given all that is kept. Where nothing that is
-    kept comes later, all weights are equal and one candidate does.
+    ever more candidates that is a draw from the prior given all that is kept; options that draw
+    from anything but the prior itself (temperature, top-k, top-p, guidance) make it a compromise.
+    Where nothing that is kept comes later, all weights are equal and one candidate does.
 
     Args:
         given, keep: see `sample`; int64 (n, h, w, slots) and bool (h, w).
@@ -200,8 +197,9 @@ def complete(
     drawn = sample(prior, len(many), labels, given=many, keep=keep, generator=generator, **options)
     bits = code_bits(prior, drawn, labels)[:, keep.cpu()].flatten(1).sum(1)
     weights = (-bits.double() * math.log(2)).view(n, candidates).softmax(1)
-    points = torch.rand(n, dtype=weights.dtype, device=weights.device, generator=generator)
-    chosen = torch.arange(n, device=weights.device) * candidates + draw(weights, points)
+    # Drawn where the generator is; MPS has no float64.
+    points = torch.rand(n, device=drawn.device, generator=generator).cpu().double()
+    chosen = torch.arange(n) * candidates + draw(weights, points)
     return drawn[chosen.to(drawn.device)]
 
 
@@ -214,14 +212,40 @@ def _start(
     device: torch.device,
 ) -> tuple[Tensor, Tensor]:
     """The grid to fill, (n, h, w, slots), and where it is filled already, bool (h, w)."""
+    if n < 1:
+        raise ValueError(f"n must be at least 1, got {n}")
     if (given is None) != (keep is None):
         raise ValueError("given and keep go together: the codes, and which of them stay")
     if given is None or keep is None:
+        if min(grid) < 1:
+            raise ValueError(f"grid must be (h, w), each at least 1, got {grid}")
         empty = torch.zeros(n, *grid, prior.slots, dtype=torch.long, device=device)
         return empty, torch.zeros(grid, dtype=torch.bool)
-    if given.shape[0] != n or given.ndim != 4 or keep.shape != given.shape[1:3]:
+    if given.ndim != 4 or given.shape[::3] != (n, prior.slots) or keep.shape != given.shape[1:3]:
         raise ValueError(
             f"given must be ({n}, h, w, {prior.slots}) and keep (h, w), got "
             f"{tuple(given.shape)} and {tuple(keep.shape)}"
         )
+    kept = given[:, keep.bool().to(given.device)]
+    if kept.numel() and not 0 <= kept.min() <= kept.max() < prior.num_embeddings:
+        raise ValueError(f"the codes that are kept must lie in 0..{prior.num_embeddings - 1}")
     return given.to(device, torch.long, copy=True), keep.bool().cpu()
+
+
+def _told(
+    prior: PixelCNN, n: int, labels: Tensor | int | None, device: torch.device
+) -> Tensor | None:
+    """The class of each of the n, int64 (n,); None if none is told."""
+    if labels is None:
+        return None
+    labels = torch.as_tensor(labels, device=device)
+    if labels.is_floating_point() or labels.shape not in ((), (1,), (n,)):
+        raise ValueError(
+            f"labels must be one class or int64 ({n},), got {labels.dtype} {tuple(labels.shape)}"
+        )
+    labels = labels.long().expand(n)
+    if not 0 <= labels.min() <= labels.max() <= prior.num_classes:
+        raise ValueError(
+            f"labels must lie in 0..{prior.num_classes - 1}, or be {prior.num_classes} for no class"
+        )
+    return labels

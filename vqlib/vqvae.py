@@ -16,6 +16,8 @@ Two readings of the same layers, by name:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
@@ -236,3 +238,20 @@ class VQVAE(nn.Module):
 
     def _to_pixels(self, raw: Tensor) -> Tensor:
         return (raw * self.std + self.mean if self.normalize else raw).clamp(0, 1)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[torch.device]:
+    """A block in which a model is in eval() and keeps nothing for gradients. At its end, be that an
+    error, the model is back in the mode it was in.
+
+    Gives the device that the model is on. Tensors made inside are read-only for autograd and for
+    changes in place: what leaves a function is made outside, or cloned there.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield next(model.parameters()).device
+    finally:
+        model.train(was_training)

@@ -17,7 +17,7 @@ from torchvision.utils import make_grid
 from .data import CLASSES
 from .pixelcnn import PixelCNN
 from .sampling import sample
-from .vqvae import VQVAE
+from .vqvae import VQVAE, evaluating
 
 
 def to_png(image: Tensor) -> bytes:
@@ -63,8 +63,9 @@ def sampler(vqvae: VQVAE, prior: PixelCNN, grid: tuple[int, int] = (8, 8)) -> ip
         prior: draws, on its own device.
         grid: (h, w) of the codes.
     """
-    choices = [("no class", None), *((name, i) for i, name in enumerate(CLASSES))]
-    label = ipywidgets.Dropdown(options=choices, value=None, description="class")
+    # Not None for "no class": a dropdown shows nothing for it.
+    choices = [("no class", prior.num_classes), *((name, i) for i, name in enumerate(CLASSES))]
+    label = ipywidgets.Dropdown(options=choices, description="class")
     temperature = ipywidgets.FloatSlider(
         value=1.0, min=0.4, max=1.6, step=0.1, description="temperature"
     )
@@ -76,7 +77,8 @@ def sampler(vqvae: VQVAE, prior: PixelCNN, grid: tuple[int, int] = (8, 8)) -> ip
         button.disabled, button.description = True, "drawing ..."
         try:
             codes = sample(prior, 4, label.value, temperature=temperature.value, grid=grid)
-            images = vqvae.decode(codes.to(next(vqvae.parameters()).device)).cpu()
+            with evaluating(vqvae) as device:
+                images = vqvae.decode(codes.to(device)).cpu()
             picture.value = to_png(make_grid(images, nrow=4, pad_value=1.0))
             picture.layout.display = ""
         finally:
