@@ -95,6 +95,18 @@ WANTED = (IDS, [i // 2 for i in range(14)], [f"HAM_{i // 2:07d}" for i in range(
 # --- layouts
 
 
+def test_tables_by_other_names(ham, isic):
+    """A copy beside the table is not taken for it, and no name makes lesions fall apart."""
+    (ham / "HAM10000_metadata - Copy.csv").write_text("half a copy")
+    assert described(open_dataset(ham)) == WANTED
+    folder = isic / "ISIC2018_Task3_Training_GroundTruth"
+    (folder / f"{folder.name}.csv").rename(isic / "GroundTruth.csv")
+    assert described(open_dataset(isic)) == WANTED
+    (isic / "ISIC2018_Task3_Training_LesionGroupings.csv").unlink()
+    with pytest.raises(DataError, match="LesionGroupings"):
+        open_dataset(isic)
+
+
 def test_both_layouts_say_the_same(ham, isic):
     a, b = open_dataset(ham), open_dataset(isic)
     assert (a.name, b.name) == ("ham10000", "isic2018")
@@ -373,10 +385,16 @@ def test_a_build_that_dies_leaves_nothing(ham, monkeypatch):
     with pytest.raises(DataError, match="set VQLIB_HOME"):
         dataset.pixels(48)
     monkeypatch.undo()
-    killed = folder / "ham10000-48-x.part"
-    killed.touch()
-    cache.os.utime(killed, (0, 0))
-    assert len(dataset.pixels(48)) == 14 and not killed.exists()
+    killed = folder / f"ham10000-48-{16 * '0'}-{8 * '0'}.part"
+    foreign = folder / "film.part"
+    for part in (killed, foreign):
+        part.touch()
+        cache.os.utime(part, (0, 0))
+    pixels = dataset.pixels(48)
+    assert len(pixels) == 14 and not killed.exists() and foreign.exists()
+    pixels.path.write_bytes(pixels.path.read_bytes()[:500])
+    with pytest.raises(DataError, match=r"damaged .* delete it"):
+        dataset.pixels(48)
 
 
 def test_builders_at_the_same_time(ham):
@@ -560,14 +578,20 @@ def test_download(ham, server, tmp_path, capsys):
         get(files=[*files[:2], files[2]._replace(md5="0" * 32)])
     assert not (here / names["2"]).exists() and len(asked) == 3
     lost = next((here / "HAM10000_images_part_1").iterdir())
-    lost.write_bytes(b"half")
+    lost.write_bytes(b"half")  # by whomever: it is not touched
+    with pytest.raises(DataError, match=f"{lost.name} is not the one in"):
+        get(files=files)
+    lost.unlink()
     assert get(files=files) == here
     assert asked[3:] == ["/2?format=original"]  # what was whole is kept
     assert described(open_dataset(here)) == WANTED
     open_dataset(here).image(IDS.index(lost.stem))  # unpacked again
     assert "CC BY-NC 4.0" in capsys.readouterr().out
-    with pytest.raises(DataError, match=r"has .* bytes, expected 7"):
-        get(files=[files[0]._replace(bytes=7)])
+    table = here / "HAM10000_metadata.csv"
+    table.write_bytes(b"mine")
+    with pytest.raises(DataError, match=r"metadata\.csv is another file than the published one"):
+        get(files=files)
+    assert table.read_bytes() == b"mine"
     with pytest.raises(DataError, match="isic2018 or ham10000"):
         download("imagenet", here)
 

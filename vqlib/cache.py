@@ -65,8 +65,13 @@ class Pixels:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        # Mode "c": PyTorch wants memory that it may write to, and no write reaches the file.
-        self._images = torch.from_numpy(np.load(path, mmap_mode="c"))
+        try:
+            # Mode "c": PyTorch wants memory that it may write to, and no write reaches the file.
+            self._images = torch.from_numpy(np.load(path, mmap_mode="c"))
+        except (ValueError, EOFError) as error:
+            raise DataError(
+                f"{path} is damaged ({error}): delete it, and it is computed again."
+            ) from error
 
     def __len__(self) -> int:
         return len(self._images)
@@ -121,7 +126,7 @@ def build(
     if path.exists():
         return Pixels(path)
     folder.mkdir(exist_ok=True)
-    for part in folder.glob("*.part"):  # left by a builder that was killed
+    for part in folder.glob(f"*-{16 * '?'}-{8 * '?'}.part"):  # left by a builder that was killed
         with suppress(OSError):  # another builder removed it just now
             if time.time() - part.stat().st_mtime > ABANDONED:
                 part.unlink()
@@ -136,13 +141,16 @@ def build(
         # Written, not mapped: on a full disk, writing to mapped memory kills the process.
         with part.open("xb") as file, tqdm(total=shape[0], leave=False, disable=None) as bar:
             bar.set_description("preparing images")
-            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            header = {"descr": "|u1", "fortran_order": False, "shape": tuple(map(int, shape))}
             np.lib.format.write_array_header_1_0(file, header)
             for start in range(0, shape[0], CHUNK):
                 rows = range(start, min(start + CHUNK, shape[0]))
                 file.write(np.ascontiguousarray(squares(rows)).data)
                 bar.update(len(rows))
-        os.replace(part, path)
+        with suppress(FileNotFoundError):  # taken for abandoned, as it had stood still for so long
+            os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+    if not path.exists():
+        raise DataError(f"{path} was not finished, as work on it had stopped for long: call again.")
     return Pixels(path)

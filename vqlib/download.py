@@ -7,7 +7,9 @@ for ISIC 2018, Codella et al. (arXiv:1902.03368).
 
 from __future__ import annotations
 
+import os
 import shutil
+import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -111,44 +113,45 @@ def download(
     size = sum(file.bytes or 0 for file in files)
     print(f"{LICENCE}\n{which}: {len(files)} files, {size / 1e9:.1f} GB, to {folder}")
     free = shutil.disk_usage(folder).free
-    missing = sum(file.bytes or 0 for file in files if not (folder / file.name).exists())
-    if free < missing + size:
+    needed = sum(file.bytes or 0 for file in files if not (folder / file.name).exists())
+    needed += max(0, size - sum(p.stat().st_size for p in folder.rglob("*.jpg")))  # to unpack
+    if free < needed:
         raise DataError(
-            f"{folder} has {free / 1e9:.1f} GB free, but {(missing + size) / 1e9:.1f} GB are "
-            "needed to download and unpack: choose a folder on a larger disk."
+            f"{folder} has {free / 1e9:.1f} GB free, but {needed / 1e9:.1f} GB are needed to "
+            "download and unpack: choose a folder on a larger disk."
         )
     for file in files:
         path = _fetch(file, base_url + file.url, folder)
         if path.suffix == ".zip":
             _unpack(path, folder)
-    print(f"done: set VQLIB_DATA={folder}. The .zip files there are no longer needed.")
+    print(f"done: set VQLIB_DATA={folder.resolve()}. The .zip files there are no longer needed.")
     return folder
 
 
 def _fetch(file: Remote, url: str, folder: Path) -> Path:
-    """The file at `url`, downloaded unless it is there already, and checked."""
+    """The file at `url`, checked; downloaded unless it is there already."""
     import pooch
 
+    path = folder / file.name
+    if path.exists():
+        if pooch.file_hash(path, alg="md5") != file.md5:
+            raise DataError(
+                f"{path} is another file than the published one (its MD5 is not {file.md5}): move "
+                "it away, or delete it, and call again."
+            )
+        return path
     try:
-        path = pooch.retrieve(
-            url, f"md5:{file.md5}", fname=file.name, path=folder, progressbar=True
-        )
+        pooch.retrieve(url, f"md5:{file.md5}", fname=file.name, path=folder, progressbar=True)
     except Exception as error:  # pooch, requests and urllib3 each bring their own
         raise DataError(
             f"{file.name} could not be had from {url} ({error}). Check the connection and call "
             f"again, or get the file by hand into {folder}; its MD5 must be {file.md5}."
         ) from error
-    path = Path(path)
-    if file.bytes is not None and path.stat().st_size != file.bytes:
-        raise DataError(
-            f"{path} has {path.stat().st_size:,} bytes, expected {file.bytes:,}: delete it and "
-            "call again."
-        )
     return path
 
 
 def _unpack(archive: Path, folder: Path) -> None:
-    """Unpack into `folder`; what is there with its full size is kept."""
+    """Unpack into `folder`, each file whole or not at all; those that are there are kept."""
     try:
         with zipfile.ZipFile(archive) as packed:
             members = [m for m in packed.infolist() if not m.is_dir()]
@@ -156,9 +159,21 @@ def _unpack(archive: Path, folder: Path) -> None:
             bare = all("/" not in member.filename for member in members)
             target = folder / archive.stem if bare else folder
             target.mkdir(exist_ok=True)
-            for member in tqdm(members, f"unpacking {archive.name}", leave=False, disable=None):
+            missing = []
+            for member in members:
                 there = target / member.filename
-                if not there.is_file() or there.stat().st_size != member.file_size:
-                    packed.extract(member, target)
+                if not there.exists():
+                    missing.append(member)
+                elif there.stat().st_size != member.file_size:
+                    raise DataError(
+                        f"{there} is not the one in {archive.name}: move it away, or delete it, "
+                        "and call again."
+                    )
+            with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=folder) as beside:
+                for member in tqdm(missing, f"unpacking {archive.name}", leave=False, disable=None):
+                    whole = Path(packed.extract(member, beside))
+                    place = target / whole.relative_to(beside)
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    os.replace(whole, place)
     except zipfile.BadZipFile as error:
         raise DataError(f"{archive} is damaged ({error}): delete it and call again.") from error

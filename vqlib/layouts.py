@@ -18,6 +18,7 @@ import io
 import re
 import warnings
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,7 +68,10 @@ def read_layout(folder: str | Path) -> Records:
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "does not exist"
         raise DataError(f"{root} {what}: give the folder of the data set; {EXPECTED}.")
-    tables = find_tables(root)
+    try:
+        tables = find_tables(root)
+    except OSError as error:
+        raise _unreadable(root, error) from error
     if not tables:
         raise DataError(f"no table of a known data set in {root}: {EXPECTED}.")
     if len(tables) > 1:
@@ -79,7 +83,7 @@ def read_layout(folder: str | Path) -> Records:
         labels, lesions = read(table, root)
         paths = find_pictures(root, table, labels)
     except OSError as error:
-        raise DataError(f"{root} can't be read ({error}): check its permissions.") from error
+        raise _unreadable(root, error) from error
     ids = sorted(labels)
     return Records(
         name,
@@ -91,15 +95,23 @@ def read_layout(folder: str | Path) -> Records:
     )
 
 
+def _unreadable(root: Path, error: OSError) -> DataError:
+    return DataError(f"{root} can't be read ({error}): check its permissions.")
+
+
 def find_tables(root: Path) -> list[tuple[str, Path, Path]]:
     """The data sets in `root`, or else one folder deeper: (name, folder, table of classes)."""
-    here = _tables_in(root)
-    return here or [found for child in _subfolders(root) for found in _tables_in(child)]
+    found = _tables_in(root)
+    for child in () if found else _subfolders(root):
+        with suppress(PermissionError):  # somebody else's folder, beside the data set's
+            found = found + _tables_in(child)
+    return found
 
 
 def _tables_in(folder: Path) -> list[tuple[str, Path, Path]]:
     """As `find_tables`, in one folder and its folders named after ground truth or metadata."""
     files = _nearby(folder, "groundtruth|metadata", TABLE_SUFFIXES)
+    files.sort(key=lambda f: len(f.name))  # "... - Copy.csv" and "... (1).csv" come last
     truths = [f for f in files if "groundtruth" in f.name.lower()]
     # The challenge has three parts; the training part is the one with all the lesions.
     training = [f for f in truths if "training" in f.name.lower()]
@@ -122,14 +134,15 @@ def read_groundtruth(table: Path, root: Path) -> tuple[dict[str, int], dict[str,
             )
         _add(labels, row["image"], hot[0], table)
     part = table.stem.lower().split("_groundtruth")[0]
+    if re.search("validation|test", part):  # published for the training images only
+        return labels, {image: image for image in labels}
     groupings = [
         f
         for f in _nearby(root, "grouping|groundtruth", TABLE_SUFFIXES)
-        if "lesiongroupings" in f.name.lower() and f.name.lower().startswith(part)
+        if "lesiongroupings" in f.name.lower()
     ]
+    groupings.sort(key=lambda f: (not f.name.lower().startswith(part), len(f.name)))
     if not groupings:
-        if "training" not in part:  # published for the training images only
-            return labels, {image: image for image in labels}
         raise DataError(
             f"ISIC2018_Task3_Training_LesionGroupings.csv is missing in {root}: without it, "
             "pictures of one lesion can't be kept on one side of a split. Get it from "
@@ -205,15 +218,17 @@ def _read_rows(table: Path, columns: tuple[str, ...]) -> list[tuple[int, dict[st
             f"found {', '.join(names) or 'nothing'}. Get the table again from its source."
         )
     rows = []
-    for values in reader:
-        if not any(value.strip() for value in values):
-            continue  # a blank line at the end
-        if len(values) != len(names):
-            raise DataError(
-                f"{table}, line {reader.line_num}: expected {len(names)} values, found "
-                f"{len(values)}. The file is damaged: get it again."
-            )
-        rows.append((reader.line_num, dict(zip(names, (value.strip() for value in values)))))
+    try:
+        for values in reader:
+            if not any(value.strip() for value in values):
+                continue  # a blank line at the end
+            if len(values) != len(names):
+                raise csv.Error(f"expected {len(names)} values, found {len(values)}")
+            rows.append((reader.line_num, dict(zip(names, (value.strip() for value in values)))))
+    except csv.Error as error:
+        raise DataError(
+            f"{table}, line {reader.line_num}: {error}. The file is damaged: get it again."
+        ) from error
     if not rows:
         raise DataError(f"{table} has a header but no rows: get the table again from its source.")
     return rows
