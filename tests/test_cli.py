@@ -14,7 +14,7 @@ def test_images_to_codes_to_samples(tmp_path, monkeypatch, capsys):
     )
     codes, results = str(tmp_path / "codes.safetensors"), tmp_path / "results.json"
     small, models = ["--size", "64"], ["--vqvae", vqvae, "--prior", prior]
-    picture = tmp_path / "new.png"
+    picture = tmp_path / "pictures" / "new.png"
     for command in (
         ["train-vqvae", "--epochs", "1", *small],
         ["encode", "--vqvae", vqvae, "--out", codes, *small],
@@ -36,10 +36,19 @@ def test_images_to_codes_to_samples(tmp_path, monkeypatch, capsys):
     weights = (tmp_path / "runs" / "vqvae" / "vqvae.safetensors").read_bytes()
     for mistake in (
         ["encode", "--vqvae", vqvae, "--out", vqvae, *small],
+        ["encode", "--vqvae", vqvae, "--out", str(results), *small],
         ["evaluate", "--vqvae", vqvae, "--vqvae", vqvae, *small],
+        ["evaluate", "--vqvae", vqvae, "--classifier", prior, *small],
+        ["sample", "--vqvae", prior, "--prior", vqvae],
+        ["sample", *models, "--n", "0"],
+        ["train-vqvae", "--epochs", "0", "--run", "never", *small],
     ):
         assert main(mistake) == 2 and capsys.readouterr().err.startswith("error: ")
     assert (tmp_path / "runs" / "vqvae" / "vqvae.safetensors").read_bytes() == weights
+    assert json.loads(results.read_text()) == table and not (tmp_path / "runs" / "never").exists()
+    for option in (["--size", "50"], ["--device", "abacus"]):
+        with pytest.raises(SystemExit):
+            main(["train-vqvae", *option])
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,14 @@ from pathlib import Path
 import torch
 from torchvision.utils import save_image
 
+from .classifier import LesionClassifier
 from .codes import SPLITS, EncodedDataset, add_turned, encode_dataset
 from .data import CLASSES, DataError, download, open_dataset
 from .evaluation import as_text, evaluate
+from .pixelcnn import PixelCNN
 from .sampling import sample
 from .training import RECIPES, train_prior, train_vqvae
+from .vqvae import DOWNSCALE, VQVAE
 from .weights import PRETRAINED, load_model, shipped
 
 
@@ -24,12 +27,32 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         options.run_command(options)
-    except (DataError, FileNotFoundError, FileExistsError, ValueError) as error:
+    except (OSError, ValueError) as error:  # DataError is a ValueError
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Tells defaults, but not "(default: None)"."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
+def _pixels(text: str) -> int:
+    if int(text) < DOWNSCALE or int(text) % DOWNSCALE:
+        raise argparse.ArgumentTypeError(f"{text} is not divisible by {DOWNSCALE}")
+    return int(text)
+
+
+def _device(text: str) -> torch.device:
+    try:
+        return torch.empty(0, device=text).device
+    except (RuntimeError, AssertionError) as error:
+        raise argparse.ArgumentTypeError(str(error).partition("\n")[0]) from error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -41,21 +64,23 @@ def _parser() -> argparse.ArgumentParser:
             name,
             help=text,
             description=text,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            formatter_class=_Help,
         )
         added.set_defaults(run_command=run)
         return added
 
     def add_data(p: argparse.ArgumentParser) -> None:
         p.add_argument("--data", help="folder of images; default: as open_dataset()")
-        p.add_argument("--size", type=int, default=256, help="pixels, divisible by 32")
+        p.add_argument("--size", type=_pixels, default=256, help="pixels, divisible by 32")
 
     def add_training(p: argparse.ArgumentParser, run: str) -> None:
         p.add_argument("--recipe", choices=RECIPES, default="workbook")
         p.add_argument("--run", default=run, help="folder of the run; the same name resumes it")
         p.add_argument("--epochs", type=int, help="default: the recipe's")
         p.add_argument("--seed", type=int, default=0)
-        p.add_argument("--device", help="cuda, mps or cpu; default: the first that is there")
+        p.add_argument(
+            "--device", type=_device, help="cuda, mps or cpu; default: the first that is there"
+        )
 
     p = command("download", _download, "fetch the real images, with checksums (CC BY-NC 4.0)")
     p.add_argument("which", choices=("isic2018", "ham10000"))
@@ -126,9 +151,14 @@ def _encode(options: argparse.Namespace) -> None:
     data = open_dataset(options.data)
     split = RECIPES[options.recipe].split(data)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    vqvae = load_model(options.vqvae)
-    if options.out.exists() and options.out.samefile(options.vqvae):
-        raise DataError(f"{options.out} holds the weights that make the codes: name another --out")
+    vqvae = load_model(options.vqvae, VQVAE)
+    if options.out.exists():
+        try:
+            EncodedDataset.load(options.out)
+        except DataError as error:
+            raise DataError(
+                f"{options.out} holds no codes to replace: name another --out"
+            ) from error
     encoded = encode_dataset(vqvae, data, options.size, split=split)
     if options.turned:
         add_turned(encoded, vqvae, data, options.size)
@@ -148,7 +178,8 @@ def _train_prior(options: argparse.Namespace) -> None:
 
 
 def _sample(options: argparse.Namespace) -> None:
-    vqvae, prior = load_model(options.vqvae), load_model(options.prior)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    vqvae, prior = load_model(options.vqvae, VQVAE), load_model(options.prior, PixelCNN)
     codes = sample(
         prior,
         options.n,
@@ -181,11 +212,13 @@ def _evaluate(options: argparse.Namespace) -> None:
     if options.vqvae is None:
         prior = prior or files[0].with_name("prior.safetensors")
         classifier = classifier or files[0].with_name("classifier.safetensors")
+    if classifier is not None and prior is None:
+        raise ValueError("--classifier judges what a prior draws, and needs --prior")
     result = evaluate(
         data,
-        {name: load_model(file) for name, file in zip(names, files, strict=True)},
-        None if prior is None else load_model(prior),
-        None if classifier is None else load_model(classifier),
+        {name: load_model(file, VQVAE) for name, file in zip(names, files, strict=True)},
+        None if prior is None else load_model(prior, PixelCNN),
+        None if classifier is None else load_model(classifier, LesionClassifier),
         size=options.size,
         split=options.split,
         progress=lambda row: print(f"measured: {row}", file=sys.stderr),

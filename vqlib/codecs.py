@@ -8,6 +8,7 @@ and judged by PSNR, so each rival is at its best.
 from __future__ import annotations
 
 import io
+import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -64,7 +65,7 @@ def best_file(
         thumbnail = image.resize((side, side), Image.Resampling.LANCZOS)
         found = _largest_fitting(thumbnail, codec, budget, headers)
         if found is None:
-            break  # larger ones won't fit either
+            break  # a larger one hardly ever fits
         file, cost, quality = found
         decoded = Image.open(io.BytesIO(file)).convert("RGB")
         picture = decoded.resize(image.size, Image.Resampling.BICUBIC)
@@ -129,11 +130,19 @@ def payload(file: bytes, codec: str) -> int:
 
 def raw_thumbnail(image: Image.Image, budget: int = 288) -> CodedImage:
     """Uncompressed pixels at 3 bytes each: 8 x 12 of them for 288 bytes. Needs no codec at all."""
+    if budget < 3:
+        raise ValueError(f"one pixel takes 3 bytes, but the budget is {budget}")
     pixels = budget // 3
-    height = max(h for h in range(1, int(pixels**0.5) + 1) if pixels % h == 0)
-    small = image.resize((pixels // height, height), Image.Resampling.LANCZOS)
+    # Of all sizes that fit and are at most twice as wide as high: the one with the most pixels.
+    most = math.isqrt(pixels)
+    width, height = max(
+        ((min(pixels // h, 2 * h), h) for h in range(1, most + 1)), key=lambda wh: wh[0] * wh[1]
+    )
+    small = image.resize((width, height), Image.Resampling.LANCZOS)
     picture = small.resize(image.size, Image.Resampling.BICUBIC)
-    return CodedImage(small.tobytes(), 3 * pixels, height, 100, picture, _psnr(picture, image))
+    return CodedImage(
+        small.tobytes(), 3 * width * height, height, 100, picture, _psnr(picture, image)
+    )
 
 
 def mean_colour(image: Image.Image) -> CodedImage:

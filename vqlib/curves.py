@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -14,10 +15,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from .data import DataError
 from .weights import run_folder
 
 WIDTH = 9.0  # inches: the width of a notebook
-WINDOW = 20  # batches; a longer mean would lag behind, and bend where it begins
+WINDOW = 20  # batches, for runs of some hundreds: a longer mean would lag behind
 AVERAGED = f"mean of last {WINDOW} batches"
 
 
@@ -29,12 +31,21 @@ def as_picture(image: Tensor) -> np.ndarray:
 
 
 def read_log(run: str | Path) -> tuple[list[dict], list[dict]]:
-    """The lines of a run's log.jsonl: those of steps, and those of epochs (with "held_out")."""
+    """The lines of a run's log.jsonl: those of steps, and those of epochs (with "held_out").
+
+    Raises:
+        DataError: there is no log, or not one step in it yet.
+    """
     path = run_folder(run) / "log.jsonl"
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no log; is {run!r} the name of a run?")
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return [x for x in lines if "held_out" not in x], [x for x in lines if "held_out" in x]
+        raise DataError(f"{path}: no log; is {run!r} the name of a run?")
+    text = path.read_text()
+    text = text[: text.rfind("\n") + 1]  # the last line may be just being written
+    lines = [json.loads(line) for line in text.splitlines()]
+    steps, epochs = [x for x in lines if "held_out" not in x], [x for x in lines if "held_out" in x]
+    if not steps:
+        raise DataError(f"{path} holds no step yet: wait for the run's first, or start it again")
+    return steps, epochs
 
 
 def smooth(values: Sequence[float], width: int) -> np.ndarray:
@@ -51,7 +62,10 @@ def losses(run: str | Path, keys: Sequence[str] | None = None) -> Figure:
     It stands where the report used a hosted service: the log is a file of the run's own.
     """
     steps, epochs = read_log(run)
-    keys = keys or [k for k in steps[0] if k not in ("step", "epoch")]
+    logged = [k for k in steps[0] if k not in ("step", "epoch")]
+    if unknown := set(keys or ()) - set(logged):
+        raise ValueError(f"{sorted(unknown)} not in the log of {run}; there are {logged}")
+    keys = keys or logged
     figure, axes = plt.subplots(1, len(keys), figsize=(WIDTH, 2.8), squeeze=False)
     for axis, key in zip(axes.flat, keys, strict=True):
         values = [line[key] for line in steps]
@@ -99,13 +113,13 @@ class LiveTraining:
     ) -> None:
         self.key, self.label, self.every = key, label or key.replace("_", " "), every
         self.with_images, self.floor = with_images, floor
-        self.values: list[float] = []
-        self.held_out: list[tuple[int, dict[str, float]]] = []
-        self.lines: list[str] = []
 
     def start(self, title: str, total: int, done: int) -> None:
         from IPython.display import display
 
+        self.values: list[float] = []
+        self.held_out: list[tuple[int, dict[str, float]]] = []
+        self.lines: list[str] = []
         print(title)
         self.title, self.total, self.first, self.now = title, total, done, done
         self.began = self.drawn = time.monotonic()
@@ -185,9 +199,11 @@ def bits_by_epoch(run: str | Path, baselines: dict[str, float]) -> Figure:
     axis.plot([x["step"] for x in steps], means, color="C0", label="training, mean of 50 batches")
     at = [line["step"] for line in epochs]
     axis.plot(at, held_out, "o-", color="C1", label="validation, after each epoch")
-    best = int(np.argmin(held_out))
-    axis.plot(at[best], held_out[best], "*", ms=15, color="C3", label="the epoch that is kept")
-    for style, (name, bits) in zip((":", "--", "-.", (0, (6, 1))), baselines.items(), strict=False):
+    if held_out:
+        best = int(np.argmin(held_out))
+        axis.plot(at[best], held_out[best], "*", ms=15, color="C3", label="the epoch that is kept")
+    styles = cycle((":", "--", "-.", (0, (6, 1))))
+    for style, (name, bits) in zip(styles, baselines.items(), strict=False):
         axis.axhline(bits, color="grey", ls=style, label=f"{name}: {bits:.2f}")
     axis.set(title="Bits per code", xlabel="step", ylabel="bits per code")
     axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))

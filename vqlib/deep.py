@@ -137,8 +137,13 @@ def start_as_linear_codec(
     for conv, inverse in zip(forwards, reversed(backwards), strict=False):
         stride = conv.stride[0]
         patches = F.unfold(x, stride, stride=stride).transpose(1, 2).flatten(0, 1)
-        _, directions = torch.linalg.eigh(patches.T @ patches / len(patches))
-        main = directions.flip(1)[:, : conv.out_channels].T.unflatten(1, (-1, stride, stride))
+        moments = patches.T @ patches / len(patches)  # of pixels that are not centred
+        _, directions = torch.linalg.eigh(moments.cpu())  # MPS has no eigh
+        main = (
+            directions.to(x.device)
+            .flip(1)[:, : conv.out_channels]
+            .T.unflatten(1, (-1, stride, stride))
+        )
         edge = conv.padding[0]
         for layer in (conv, inverse):  # zero where patches overlap
             nn.init.zeros_(layer.bias)

@@ -234,7 +234,13 @@ def fit(
 
     Returns:
         The run's folder.
+
+    Raises:
+        ValueError: nothing to train on, or for no epoch.
+        DataError: the folder is that of a run with another config.
     """
+    if epochs < 1 or steps_per_epoch < 1:
+        raise ValueError(f"nothing to train: {epochs} epochs of {steps_per_epoch} batches")
     folder, state = _open_run(run, config)
     precision = Precision.choose(device)
     model.to(device, memory_format=torch.channels_last)

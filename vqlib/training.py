@@ -23,6 +23,7 @@ from .classifier import LesionClassifier, balanced_accuracy, classify
 from .codes import EncodedDataset
 from .data import (
     CLASSES,
+    DataError,
     LesionDataset,
     Pixels,
     Split,
@@ -131,6 +132,8 @@ def train_vqvae(
     pixels = data.pixels(size, recipe.fit)
     torch.manual_seed(seed)
     vqvae = recipe.vqvae()
+    if not len(split.val):
+        raise DataError(f"{data} has no lesion left for validation: take more images")
     shown, _ = next(batches(pixels, split.val[:8], batch_size=8, shuffle=False))
 
     def batches_of(epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from .vqvae import VQVAE
 MODELS: dict[str, type[nn.Module]] = {
     model.__name__: model for model in (VQVAE, PixelCNN, PixelRCNN, LesionClassifier)
 }
+Model = TypeVar("Model", bound=nn.Module)
 PRETRAINED = Path(__file__).resolve().parent.parent / "data" / "pretrained"
 
 
@@ -63,12 +65,16 @@ def save_model(
     return path
 
 
-def load_model(path: str | Path) -> nn.Module:
+def load_model(path: str | Path, expected: type[Model] = nn.Module) -> Model:
     """Build the model that a file holds: float32, in eval(), on the CPU.
+
+    Args:
+        expected: the class that the model must be of.
 
     Raises:
         FileNotFoundError: no such file.
-        DataError: it is not a file of `save_model`, or does not fit the class it names.
+        DataError: it is not a file of `save_model`, does not fit the class it names, or that is not
+            the expected one.
     """
     path = Path(path)
     if not path.is_file():
@@ -86,6 +92,11 @@ def load_model(path: str | Path) -> nn.Module:
             f"{path} does not hold a model of this version of vqlib: {error}. "
             "Delete it and train again, or take a file that `save_model` wrote."
         ) from error
+    if not isinstance(model, expected):
+        raise DataError(
+            f"{path} holds a {type(model).__name__}, but a {expected.__name__} was expected: "
+            "name another file"
+        )
     return model.eval()
 
 
@@ -118,7 +129,8 @@ def load_pretrained(name: str = "ham10000") -> tuple[VQVAE, PixelCNN]:
             f"{name} ships without a prior; load its VQ-VAE alone, "
             f'load_model(PRETRAINED / "{name}" / "vqvae.safetensors")'
         )
-    return load_model(folder / "vqvae.safetensors"), load_model(folder / "prior.safetensors")
+    vqvae = load_model(folder / "vqvae.safetensors", VQVAE)
+    return vqvae, load_model(folder / "prior.safetensors", PixelCNN)
 
 
 def decoded_dataset(name: str = "ham10000", images: int = 1200) -> LesionDataset:
