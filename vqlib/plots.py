@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import inspect
+import io
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -10,9 +12,12 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from IPython.display import HTML
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
 
@@ -59,7 +64,7 @@ def use_style() -> None:
         from matplotlib_inline.backend_inline import set_matplotlib_formats
     except ImportError:  # not in a notebook
         return
-    set_matplotlib_formats("jpeg", pil_kwargs={"quality": 80})
+    set_matplotlib_formats("jpeg", pil_kwargs={"quality": 75, "optimize": True})
 
 
 def show_source(*things: Any) -> None:
@@ -293,3 +298,35 @@ def raster_stages(
     axes[1, 0].set_ylabel("decoded", fontsize=9)
     figure.suptitle("One image, drawn in raster order")
     return figure
+
+
+def raster_animation(
+    codes: Tensor, done: Sequence[int], pictures: Tensor, num_embeddings: int = 512, ms: int = 150
+) -> bytes:
+    """The same stages one after another, codes beside the decoded picture: an animated WebP.
+
+    Args:
+        codes, done, pictures: see `raster_stages`.
+        ms: milliseconds that each stage is shown; the last one stays longer.
+    """
+    height = pictures.shape[-2]
+    blocks = _code_blocks(codes, done).numpy()
+    painted = colormaps["nipy_spectral"](blocks / num_embeddings)
+    painted[np.isnan(blocks)] = 1.0  # not drawn yet: white
+    painted = painted[..., :3].repeat(height // painted.shape[1], 1)
+    painted = painted.repeat(painted.shape[1] // painted.shape[2], 2)
+    gap = np.ones((len(codes), height, 16, 3))
+    decoded = pictures.detach().cpu().movedim(1, -1).numpy()
+    frames = (255 * np.concatenate([painted, gap, decoded], 2)).round().astype(np.uint8)
+    first, *others = map(Image.fromarray, frames)
+    file = io.BytesIO()
+    shown = [ms] * len(others) + [20 * ms]
+    options = {"duration": shown, "loop": 0, "quality": 50, "method": 6, "minimize_size": True}
+    first.save(file, "WEBP", save_all=True, append_images=others, **options)
+    return file.getvalue()
+
+
+def animated(webp: bytes, text: str) -> HTML:
+    """Such a picture in a notebook, with a text for those who can't see it."""
+    data = base64.b64encode(webp).decode()
+    return HTML(f'<img alt="{text}" src="data:image/webp;base64,{data}">')

@@ -88,8 +88,9 @@ def load_model(path: str | Path, expected: type[Model] = nn.Module) -> Model:
             {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
         )
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]  # PyTorch names every tensor that is amiss
         raise DataError(
-            f"{path} does not hold a model of this version of vqlib: {error}. "
+            f"{path} does not hold a model of this version of vqlib: {reason}. "
             "Delete it and train again, or take a file that `save_model` wrote."
         ) from error
     if not isinstance(model, expected):
