@@ -85,7 +85,7 @@ def from_codebook(codebook: Tensor, *args: Any, **options: Any) -> PixelCNN:
     """Codes whose vectors are close start with embeddings that are close."""
     depth = codebook.shape[2]
     prior = PixelCNN(*args, embedding_dim=depth, **options)
-    spread = codebook.std(1, keepdim=True)
+    spread = codebook.std(1, keepdim=True).clamp_min(1e-6)  # some features no code uses
     prior.embedding.weight.data.copy_(
         ((codebook - codebook.mean(1, keepdim=True)) / spread).flatten(0, 1)
     )

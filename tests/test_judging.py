@@ -1,12 +1,13 @@
 import json
+from urllib.error import URLError
 
 import pytest
 import torch
 from torchmetrics.image.fid import _compute_fid
 from torchmetrics.image.kid import maximum_mean_discrepancy
 
-from vqlib import VQVAE, PixelCNN, encode_dataset, open_dataset
-from vqlib.classifier import LesionClassifier, balanced_accuracy
+from vqlib import VQVAE, DataError, PixelCNN, encode_dataset, open_dataset
+from vqlib.classifier import Inception, LesionClassifier, balanced_accuracy, classify
 from vqlib.judging import (
     as_text,
     frechet_distance,
@@ -125,3 +126,16 @@ def test_judge_tells_the_same_story_as_json(tmp_path, monkeypatch):
     assert found["codes"]["nearest"] == 0.0 and found["features"]["nearest"] < 1e-2
     with pytest.raises(ValueError, match="held-out"):
         judge(*arguments, size=64, split="train")
+
+
+def test_inception_is_an_option_where_its_weights_can_be_fetched(monkeypatch):
+    images = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8)
+    described = classify(Inception(weights=None), images, describe=True)
+    assert described.shape == (2, 2048) and described.isfinite().all()
+
+    def no_connection(**_):
+        raise URLError("no connection")
+
+    monkeypatch.setattr("vqlib.classifier.inception_v3", no_connection)
+    with pytest.raises(DataError, match=r"no connection.*classifier that ships"):
+        Inception()

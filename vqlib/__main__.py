@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torchvision.utils import save_image
 
-from .classifier import LesionClassifier
+from .classifier import Inception, LesionClassifier
 from .codes import SPLITS, EncodedDataset, add_turned, encode_dataset
 from .data import CLASSES, DataError, download, open_dataset
 from .evaluation import as_text, evaluate
@@ -125,7 +125,11 @@ def _parser() -> argparse.ArgumentParser:
         "The first sets the bytes. Default: every model that ships, with prior and classifier",
     )
     p.add_argument("--prior", type=Path, help="weights, of a prior on the first model's codes")
-    p.add_argument("--classifier", type=Path, help="weights; with it, samples are judged")
+    p.add_argument(
+        "--classifier",
+        metavar="FILE|inception",
+        help="weights of the eye that samples are judged with, or Inception v3, fetched and slow",
+    )
     p.add_argument("--split", choices=SPLITS, default="val", help="look at test once")
     p.add_argument("--json", type=Path, help="also write the results here, PSNR of each image too")
     return parser
@@ -214,11 +218,15 @@ def _evaluate(options: argparse.Namespace) -> None:
         classifier = classifier or files[0].with_name("classifier.safetensors")
     if classifier is not None and prior is None:
         raise ValueError("--classifier judges what a prior draws, and needs --prior")
+    eye = None
+    if classifier is not None:
+        inception = str(classifier) == "inception"
+        eye = Inception() if inception else load_model(classifier, LesionClassifier)
     result = evaluate(
         data,
         {name: load_model(file, VQVAE) for name, file in zip(names, files, strict=True)},
         None if prior is None else load_model(prior, PixelCNN),
-        None if classifier is None else load_model(classifier, LesionClassifier),
+        eye,
         size=options.size,
         split=options.split,
         progress=lambda row: print(f"measured: {row}", file=sys.stderr),

@@ -14,9 +14,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models import inception_v3
+from torchvision.transforms.functional import normalize
 
-from .synthetic import CLASSES
-from .vqvae import evaluating
+from .data import CLASSES, DataError
+from .vqvae import IMAGENET_MEAN, IMAGENET_STD, evaluating
 
 SIZE = 128  # pixels that the classifier looks at
 
@@ -87,8 +89,36 @@ class LesionClassifier(nn.Module):
         return self.head(self.dropout(self.features(images)))
 
 
-def classify(classifier: LesionClassifier, images: Any, describe: bool = False) -> Tensor:
-    """Logits (N, 7), or descriptions (N, 96), of uint8 images (N, 3, S, S), in eval()."""
+class Inception(nn.Module):
+    """The usual eye: Inception v3, trained on ImageNet, as torchvision has it. Fetched when it is
+    first made (104 MB). Distances in its features can't be compared with those of papers, which use
+    another port of it and other images.
+
+    Raises:
+        DataError: the weights can't be fetched.
+    """
+
+    def __init__(self, weights: str | None = "IMAGENET1K_V1") -> None:
+        super().__init__()
+        try:
+            self.net = inception_v3(weights=weights, init_weights=False)
+        except OSError as error:  # no connection, or no room
+            raise DataError(
+                f"the weights of Inception can't be fetched ({error}): connect to the internet, or "
+                "judge with the classifier that ships"
+            ) from error
+        self.net.fc = nn.Identity()
+
+    def describe(self, images: Tensor) -> Tensor:
+        """Float (B, 3, S, S) in [0, 1] to float (B, 2048), what stands before the last layer."""
+        images = F.interpolate(images, (299, 299), mode="bilinear", antialias=True)
+        return self.net(normalize(images, IMAGENET_MEAN, IMAGENET_STD))
+
+
+def classify(
+    classifier: LesionClassifier | Inception, images: Any, describe: bool = False
+) -> Tensor:
+    """Logits (N, 7), or descriptions (N, 96 or 2048), of uint8 images (N, 3, S, S), in eval()."""
     run = classifier.describe if describe else classifier
     with evaluating(classifier) as device:
         found = [

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from .cache import REPOSITORY
-from .classifier import LesionClassifier
+from .classifier import Inception, LesionClassifier
 from .codecs import (
     CodedImage,
     best_file,
@@ -57,7 +57,7 @@ def evaluate(
     data: LesionDataset,
     models: Mapping[str, VQVAE],
     prior: PixelCNN | None = None,
-    classifier: LesionClassifier | None = None,
+    classifier: LesionClassifier | Inception | None = None,
     *,
     size: int = 256,
     split: str = "val",

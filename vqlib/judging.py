@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .augment import moved, to_float
-from .classifier import LesionClassifier, classify
+from .classifier import Inception, LesionClassifier, classify
 from .codes import EncodedDataset
 from .data import CLASSES, LesionDataset, Pixels, synthetic_dataset
 from .pixelcnn import PixelCNN
@@ -153,7 +153,7 @@ def judge(
     encoded: EncodedDataset,
     vqvae: VQVAE,
     prior: PixelCNN,
-    classifier: LesionClassifier,
+    classifier: LesionClassifier | Inception,
     *,
     size: int = 256,
     split: str = "val",
