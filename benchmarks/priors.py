@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -37,19 +36,30 @@ from vqlib.pixelcnn import SlotNorm
 from vqlib.weights import MODELS, PRETRAINED
 
 
-class PlainPixelCNN(PixelCNN):
+class FromNames(PixelCNN):
+    """Embeddings of 32 random numbers: which codes are alike, the prior has to find out."""
+
+    def __init__(self, *args: Any, embedding_dim: int, **options: Any) -> None:
+        super().__init__(*args, embedding_dim=32, **options)
+
+    def start_from(self, codebook: Tensor) -> None:
+        pass
+
+
+class PlainPixelCNN(FromNames):
     """The report's stack (masked 7x7, eight residual masked 3x3, masked 1x1), with everything that
     `PixelCNN` has but the two stacks."""
 
     def __init__(
         self, num_embeddings: int = 512, codes_per_position: int = 4, conv_filters: int = 120,
-        num_classes: int = 7, *, embedding_dim: int = 32, blocks: int = 8, dropout: float = 0.1,
+        num_classes: int = 7, *, embedding_dim: int, blocks: int = 8, dropout: float = 0.1,
     ) -> None:  # fmt: skip
         super().__init__(
             num_embeddings, codes_per_position, conv_filters, num_classes,
             embedding_dim=embedding_dim, blocks=0, dropout=dropout,
         )  # fmt: skip
         slots, filters = codes_per_position, conv_filters
+        embedding_dim = self.config["embedding_dim"]
         self.config |= {"blocks": blocks}
         del self.above, self.left, self.here
         self.labels = nn.Embedding(num_classes + 1, (blocks + 1) * filters)
@@ -72,7 +82,7 @@ class PlainPixelCNN(PixelCNN):
         return logits.permute(0, 3, 4, 1, 2)
 
 
-MODELS["PlainPixelCNN"] = PlainPixelCNN
+MODELS |= {"PlainPixelCNN": PlainPixelCNN, "FromNames": FromNames}
 
 
 def weights_used(prior: PixelCNN) -> int:
@@ -81,23 +91,12 @@ def weights_used(prior: PixelCNN) -> int:
     return sum(p.numel() for p in prior.parameters()) - masked
 
 
-def from_codebook(codebook: Tensor, *args: Any, **options: Any) -> PixelCNN:
-    """Codes whose vectors are close start with embeddings that are close."""
-    depth = codebook.shape[2]
-    prior = PixelCNN(*args, embedding_dim=depth, **options)
-    spread = codebook.std(1, keepdim=True).clamp_min(1e-6)  # some features no code uses
-    prior.embedding.weight.data.copy_(
-        ((codebook - codebook.mean(1, keepdim=True)) / spread).flatten(0, 1)
-    )
-    return prior
-
-
 EPOCHS = 12
 CHANGES: dict[str, dict[str, Any]] = {
     "two gated stacks": {},
     "one plain stack": {"prior": PlainPixelCNN, "conv_filters": 120},
     "one orientation": {"orientations": 1},
-    "embeddings from the codebook": {"prior": from_codebook},
+    "embeddings from the codebook": {"prior": PixelCNN},
     "dropout 0.3": {"dropout": 0.3},
     "wider": {"conv_filters": 96},
     "no weight average": {"schedule": replace(WORKBOOK.schedule, average=None)},
@@ -108,11 +107,11 @@ def run(name: str, encoded: EncodedDataset, epochs: int) -> dict[str, Any]:
     options = {"conv_filters": 72} | CHANGES[name]
     if options.pop("orientations", 8) == 1:
         encoded = replace_turned(encoded)
-    make = options.pop("prior", PixelCNN)
-    if make is from_codebook:
-        make = partial(from_codebook, encoded.codebook)
     recipe = replace(
-        WORKBOOK, name=name, prior=make, schedule=options.pop("schedule", WORKBOOK.schedule)
+        WORKBOOK,
+        name=name,
+        prior=options.pop("prior", FromNames),
+        schedule=options.pop("schedule", WORKBOOK.schedule),
     )
     folder = f"prior-{name.replace(' ', '-')}"
     prior = train_prior(encoded, recipe, run=folder, epochs=epochs, **options)

@@ -139,3 +139,17 @@ def test_bad_arguments_are_named():
         MaskedConv2d("A", 6, 4, 3, slots=4)
     with pytest.raises(ValueError, match="int64"):
         small_prior()(torch.zeros(1, 8, 8, 3, dtype=torch.long))
+
+
+def test_embeddings_start_as_the_codebooks_vectors():
+    """Each feature with mean 0 and variance 1 in a slot; one that no code uses stays 0."""
+    codebook = 5 + 3 * torch.randn(4, 16, 6)
+    codebook[..., 5] = 1.0
+    prior = PixelCNN(16, 4, 24, embedding_dim=6, blocks=1)
+    prior.start_from(codebook)
+    rows = prior.embedding.weight.view(4, 16, 6)
+    assert torch.allclose(rows.mean(1), torch.zeros(4, 6), atol=1e-5)
+    assert torch.allclose(rows.std(1)[:, :5], torch.ones(4, 5), atol=1e-4)
+    assert not rows[..., 5].any()
+    ranks = [x[2, :, 0].argsort().tolist() for x in (rows, codebook)]
+    assert ranks[0] == ranks[1]  # who is near to whom

@@ -115,7 +115,7 @@ def codes(n=64):
 
 
 def test_resumed_prior_equals_uninterrupted_with_dropout(home):
-    small = {"conv_filters": 16, "embedding_dim": 4, "blocks": 1, "dropout": 0.3}
+    small = {"conv_filters": 16, "blocks": 1, "dropout": 0.3}
     options = {"epochs": 3, "device": "cpu", **small}
     train_prior(codes(), run="whole", progress=StopAt(), **options)
     with pytest.raises(KeyboardInterrupt):
@@ -134,7 +134,6 @@ def test_prior_learns_a_rule_that_tables_cannot(home):
         device="cpu",
         progress=StopAt(),
         conv_filters=32,
-        embedding_dim=16,
         blocks=1,
         dropout=0.0,
     )

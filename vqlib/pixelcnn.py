@@ -214,7 +214,8 @@ class PixelCNN(nn.Module):
         codes_per_position: slots; must divide conv_filters.
         conv_filters: channels within.
         num_classes: number of labels; one more, "no label", is learnt by label dropout.
-        embedding_dim: length of a code's embedding.
+        embedding_dim: length of a code's embedding; that of the codebook's rows if it is to start
+            from them.
         blocks: number of gated blocks.
         dropout: rate within the blocks.
     """
@@ -253,6 +254,18 @@ class PixelCNN(nn.Module):
         self.head = MaskedConv2d("B", conv_filters, slots * num_embeddings, 1, slots=slots)
         with torch.no_grad():  # the first guess is nearly uniform: log2(K) bits a code
             self.head.weight.mul_(0.1)
+
+    @torch.no_grad()
+    def start_from(self, codebook: Tensor) -> None:
+        """Make each code's embedding its vector, every feature with mean 0 and variance 1. Codes of
+        like looks are neighbours then; from names alone that would have to be found out.
+
+        Args:
+            codebook: float (1 or slots, K, embedding_dim).
+        """
+        spread = codebook.std(1, keepdim=True).clamp_min(1e-6)  # some features no code uses
+        rows = (codebook - codebook.mean(1, keepdim=True)) / spread
+        self.embedding.weight.copy_(rows.expand(self.slots, -1, -1).flatten(0, 1))
 
     def forward(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
         """Logits of every code, given all the codes before it.

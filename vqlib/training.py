@@ -205,10 +205,11 @@ def train_prior(
 ) -> PixelCNN | PixelRCNN:
     """Train a prior on codes, or go on training it, or load it if it is trained already.
 
-    With a `PixelCNN` (`model_options` change it), as in `WORKBOOK`: cross-entropy; the weights kept
-    are those of the epoch with the fewest bits per code on the validation split, and each grid is
-    shown in one of its eight orientations, if `encoded.turned` has them. With `REPORT`'s
-    `PixelRCNN`, MSE on the quantized vectors; the last weights are kept.
+    With a `PixelCNN` (`model_options` change it), as in `WORKBOOK`: cross-entropy; the embeddings
+    start as the codebook's vectors; the weights kept are those of the epoch with the fewest bits
+    per code on the validation split, and each grid is shown in one of its eight orientations, if
+    `encoded.turned` has them. With `REPORT`'s `PixelRCNN`, MSE on the quantized vectors; the last
+    weights are kept.
 
     Returns:
         The model in eval(), on the CPU. The folder also has it, as prior.safetensors.
@@ -227,7 +228,13 @@ def train_prior(
         prior = PixelRCNN(encoded.vectors(0).shape[0], **model_options)
         variance = encoded.vectors(train[:1024]).var((0, 2, 3)).mean()  # of each channel
     else:
-        prior = recipe.prior(encoded.num_embeddings, encoded.codes.shape[-1], **model_options)
+        prior = recipe.prior(
+            encoded.num_embeddings,
+            encoded.codes.shape[-1],
+            embedding_dim=encoded.codebook.shape[-1],
+            **model_options,
+        )
+        prior.start_from(encoded.codebook)
 
     def batches_of(epoch: int, start: int) -> Iterator[Tensor]:
         order = torch.randperm(
