@@ -292,6 +292,27 @@ def test_results_in_the_readme_are_those_of_evaluate():
             line = f"| {row['n']} | {row['psnr_db']:.2f} | {row['ssim']:.3f} |"
             assert line in readme, f"{name}: {line}"
     assert f"{results['bits_per_code']['prior, given the class']:.2f} bits" in readme
+    for name, row in results["samples"]["rows"].items():
+        line = (
+            f"| {row['kernel_distance']:.3f} ± {row['standard_error']:.3f} | "
+            f"{row['frechet_distance']:.2f} | {row['precision']:.2f} | {row['recall']:.2f} |"
+        )
+        assert line in readme, f"{name}: {line}"
+
+
+def test_other_results_in_the_readme_are_those_of_their_benchmarks():
+    readme = " ".join((ROOT / "README.md").read_text("utf-8").split())
+
+    def results(name):
+        return json.loads((ROOT / f"data/results/{name}.json").read_text("utf-8"))
+
+    one, *others = (row["cached"]["times_faster"] for row in results("sampling")["rows"])
+    said = [f"{one:.1f}x for 1", *(f"{faster:.0f}x for" for faster in others)]
+    for row in results("usefulness")["rows"].values():
+        error = row["balanced_accuracy_error"]
+        said.append(f"{100 * row['balanced_accuracy']:.0f} ± {100 * error:.0f} %")
+    said += [f"in {100 * row['class_found']:.0f} %" for row in results("guidance")["rows"][:2]]
+    assert not [text for text in said if text not in readme]
 
 
 def test_top_level_is_what_the_readme_lists():
