@@ -12,7 +12,6 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from IPython.display import HTML
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
@@ -326,7 +325,9 @@ def raster_animation(
     return file.getvalue()
 
 
-def animated(webp: bytes, text: str) -> HTML:
+def animated(webp: bytes, text: str) -> Any:
     """Such a picture in a notebook, with a text for those who can't see it."""
+    from IPython.display import HTML
+
     data = base64.b64encode(webp).decode()
     return HTML(f'<img alt="{text}" src="data:image/webp;base64,{data}">')
