@@ -32,10 +32,8 @@ def main() -> None:
     plt.close(figure)
 
     stages = list(range(0, drawn[0].numel() + 1, prior.slots))
-    growing = drawn[1].flatten().repeat(len(stages), 1)
-    for codes, done in zip(growing, stages, strict=True):
-        codes[done:] = 0
-    growing = growing.view(-1, *drawn[1].shape)
+    is_drawn = torch.arange(drawn[0].numel()) < torch.tensor(stages)[:, None]
+    growing = (drawn[1].flatten() * is_drawn).view(-1, *drawn[1].shape)
     film = plots.raster_animation(growing, stages, vqvae.decode(growing), prior.num_embeddings)
     (RESULTS / "drawing.webp").write_bytes(film)
 

@@ -36,23 +36,56 @@ from vqlib.pixelcnn import SlotNorm
 from vqlib.weights import MODELS, PRETRAINED
 
 
-class FromNames(PixelCNN):
-    """Embeddings of 32 random numbers: which codes are alike, the prior has to find out."""
+class Bare(PixelCNN):
+    """Without three of its parts, each of which a subclass gives back. Its embeddings start as 32
+    random numbers, so that it has to find out which codes are alike; its vertical stack is not told
+    the mean so far (weights that stay 0); nor it the orientation."""
 
-    def __init__(self, *args: Any, embedding_dim: int, **options: Any) -> None:
-        super().__init__(*args, embedding_dim=32, **options)
+    from_codebook = so_far = told = False
+
+    def __init__(
+        self, *args: Any, embedding_dim: int, orientations: int = 1, **options: Any
+    ) -> None:
+        super().__init__(
+            *args,
+            embedding_dim=embedding_dim if self.from_codebook else 32,
+            orientations=orientations if self.told else 1,
+            **options,
+        )
+        self.orientations.requires_grad_(self.told)
+        for block in self.blocks:
+            block.so_far.requires_grad_(self.so_far)
 
     def start_from(self, codebook: Tensor) -> None:
-        pass
+        if self.from_codebook:
+            super().start_from(codebook)
+
+    def conditions(
+        self, n: int, labels: Tensor | None = None, orientations: Tensor | None = None
+    ) -> Tensor:
+        return super().conditions(n, labels, orientations if self.told else None)
 
 
-class PlainPixelCNN(FromNames):
+class FromCodebook(Bare):
+    from_codebook = True
+
+
+class MeanSoFar(Bare):
+    so_far = True
+
+
+class ToldOrientation(Bare):
+    told = True
+
+
+class PlainPixelCNN(Bare):
     """The report's stack (masked 7x7, eight residual masked 3x3, masked 1x1), with everything that
     `PixelCNN` has but the two stacks."""
 
     def __init__(
         self, num_embeddings: int = 512, codes_per_position: int = 4, conv_filters: int = 120,
         num_classes: int = 7, *, embedding_dim: int, blocks: int = 8, dropout: float = 0.1,
+        orientations: int = 1,
     ) -> None:  # fmt: skip
         super().__init__(
             num_embeddings, codes_per_position, conv_filters, num_classes,
@@ -64,6 +97,7 @@ class PlainPixelCNN(FromNames):
         del self.above, self.left, self.here
         self.labels = nn.Embedding(num_classes + 1, (blocks + 1) * filters)
         nn.init.zeros_(self.labels.weight)
+        self.orientations = nn.Parameter(torch.zeros(1, (blocks + 1) * filters), False)
         self.first = MaskedConv2d("A", slots * embedding_dim, filters, 7, slots=slots)
         self.first_norm = SlotNorm(filters, slots)
         self.blocks = nn.ModuleList(
@@ -71,10 +105,11 @@ class PlainPixelCNN(FromNames):
             for _ in range(blocks)
         )
 
-    def predict(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        if labels is None:
-            labels = torch.full((len(x),), self.num_classes, device=x.device)
-        conditions = self.labels(labels)[:, :, None, None].chunk(len(self.blocks) + 1, dim=1)
+    def predict(
+        self, x: Tensor, labels: Tensor | None = None, orientations: Tensor | None = None
+    ) -> Tensor:
+        conditions = self.conditions(len(x), labels)[:, :, None, None]
+        conditions = conditions.chunk(len(self.blocks) + 1, dim=1)
         x = F.relu(self.first_norm(self.first(x) + conditions[0]))
         for block, condition in zip(self.blocks, conditions[1:], strict=True):
             x = block(x, condition)
@@ -82,13 +117,13 @@ class PlainPixelCNN(FromNames):
         return logits.permute(0, 3, 4, 1, 2)
 
 
-MODELS |= {"PlainPixelCNN": PlainPixelCNN, "FromNames": FromNames}
+MODELS |= {c.__name__: c for c in (Bare, FromCodebook, MeanSoFar, ToldOrientation, PlainPixelCNN)}
 
 
 def weights_used(prior: PixelCNN) -> int:
-    """Parameters that no mask sets to zero."""
+    """Parameters that are learnt, and that no mask sets to zero."""
     masked = sum(int((m.mask == 0).sum()) for m in prior.modules() if isinstance(m, MaskedConv2d))
-    return sum(p.numel() for p in prior.parameters()) - masked
+    return sum(p.numel() for p in prior.parameters() if p.requires_grad) - masked
 
 
 EPOCHS = 12
@@ -96,7 +131,10 @@ CHANGES: dict[str, dict[str, Any]] = {
     "two gated stacks": {},
     "one plain stack": {"prior": PlainPixelCNN, "conv_filters": 120},
     "one orientation": {"orientations": 1},
-    "embeddings from the codebook": {"prior": PixelCNN},
+    "embeddings from the codebook": {"prior": FromCodebook},
+    "mean of the rows so far": {"prior": MeanSoFar},
+    "told the orientation": {"prior": ToldOrientation},
+    "all three": {"prior": PixelCNN},
     "dropout 0.3": {"dropout": 0.3},
     "wider": {"conv_filters": 96},
     "no weight average": {"schedule": replace(WORKBOOK.schedule, average=None)},
@@ -110,7 +148,7 @@ def run(name: str, encoded: EncodedDataset, epochs: int) -> dict[str, Any]:
     recipe = replace(
         WORKBOOK,
         name=name,
-        prior=options.pop("prior", FromNames),
+        prior=options.pop("prior", Bare),
         schedule=options.pop("schedule", WORKBOOK.schedule),
     )
     folder = f"prior-{name.replace(' ', '-')}"

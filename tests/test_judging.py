@@ -9,6 +9,7 @@ from torchmetrics.image.kid import maximum_mean_discrepancy
 from vqlib import VQVAE, DataError, PixelCNN, encode_dataset, open_dataset
 from vqlib.classifier import Inception, LesionClassifier, balanced_accuracy, classify
 from vqlib.judging import (
+    MORE,
     as_text,
     frechet_distance,
     judge,
@@ -112,6 +113,7 @@ def test_judge_tells_the_same_story_as_json(tmp_path, monkeypatch):
     assert n == min(len(encoded.split.val), len(encoded.split.test)) > 4
     assert list(found["rows"])[:3] == ["real, another split", "reconstructions", "samples"]
     assert found["diversity"]["distinct_grids"] == n
+    assert found["rows"]["samples"]["images"] == MORE * n
     assert "precision" in as_text(found)
     copies = encoded.codes[encoded.split.train[:n]]
     monkeypatch.setattr("vqlib.judging.sample", lambda *_, **__: copies)

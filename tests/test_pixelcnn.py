@@ -5,13 +5,22 @@ import torch
 import torch.nn.functional as F
 
 from vqlib import MaskedConv2d, PixelCNN, PixelRCNN
-from vqlib.pixelcnn import dependencies
+from vqlib.pixelcnn import dependencies, mean_so_far
 
 
 def small_prior(**options):
     torch.manual_seed(0)
     options = {"conv_filters": 24, "embedding_dim": 4, "blocks": 8, **options}
     return PixelCNN(num_embeddings=16, **options)
+
+
+def lively_prior(**options):
+    """Weights that start at 0 would hide what passes through them."""
+    prior = small_prior(**options)
+    for parameter in prior.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter)
+    return prior
 
 
 def proof(prior, size=8):
@@ -35,13 +44,14 @@ def reachable(size, slots, blocks):
 
 
 def test_no_code_sees_itself_or_a_later_one():
-    seen = proof(small_prior().eval())
+    seen = proof(lively_prior().eval())
     assert seen.shape == (256, 256)
     assert not seen.triu().any()
 
 
 def test_every_later_code_sees_every_earlier_one():
-    """Two stacks leave no blind spot: all 32,640 pairs, with as many blocks as the default."""
+    """Two stacks leave no blind spot: all 32,640 pairs, with as many blocks as the default, and
+    before any block's mean of the rows above has a weight."""
     seen = proof(small_prior().eval())
     assert torch.equal(seen, torch.ones(256, 256).tril(-1).bool())
 
@@ -71,6 +81,16 @@ def test_the_proof_catches_a_prior_that_looks_ahead(monkeypatch):
     assert proof(small_prior().eval()).triu().any()
 
 
+def test_the_mean_so_far_is_of_rows_that_are_known(monkeypatch):
+    v = torch.randn(2, 3, 4, 5)
+    for row in range(4):
+        expected = v[:, :, : row + 1].mean((2, 3))
+        assert torch.allclose(mean_so_far(v)[:, :, row, 0], expected, atol=1e-6)
+    monkeypatch.setattr("vqlib.pixelcnn.mean_so_far", lambda v: v.mean((2, 3), keepdim=True))
+    assert not proof(small_prior().eval()).triu().any()  # no weight, and so no leak to be seen
+    assert proof(lively_prior().eval()).triu().any()
+
+
 def test_batch_norm_leaks_in_training_and_slot_norm_does_not():
     torch.manual_seed(0)
     report = PixelRCNN(no_channels=8, out_channels=8, conv_filters=12)
@@ -86,7 +106,7 @@ def test_batch_norm_leaks_in_training_and_slot_norm_does_not():
 
 def test_logits_do_not_change_when_later_codes_do():
     """By perturbation, the check a user would make: every place, all later codes redrawn."""
-    prior = small_prior().eval()
+    prior = lively_prior().eval()
     codes = torch.randint(16, (256, 8, 8, 4))
     codes[:] = codes[:1]
     changed = codes.flatten(1).clone()
@@ -118,6 +138,15 @@ def test_labels_matter_once_learnt_and_none_is_the_last_row():
     none = torch.full((2,), 7)
     assert torch.equal(prior(codes), prior(codes, none))
     assert not torch.allclose(prior(codes), prior(codes, torch.tensor([0, 1])))
+
+
+def test_orientations_matter_once_learnt_and_none_is_the_first():
+    prior = lively_prior(orientations=8).eval()
+    codes = torch.randint(16, (2, 4, 4, 4))
+    first, other = torch.zeros(2, dtype=torch.long), torch.tensor([0, 5])
+    assert torch.equal(prior(codes), prior(codes, None, first))
+    same = (prior(codes) == prior(codes, None, other)).flatten(1).all(1)
+    assert same.tolist() == [True, False]
 
 
 def test_the_reports_prior_layer_by_layer():

@@ -11,6 +11,7 @@ from vqlib import (
     EncodedDataset,
     load_model,
     open_dataset,
+    sample,
     train_classifier,
     train_prior,
     train_vqvae,
@@ -140,6 +141,21 @@ def test_prior_learns_a_rule_that_tables_cannot(home):
     epochs = [x for x in log(home / "runs/rule/log.jsonl") if "held_out" in x]
     best = min(x["held_out"]["bits_per_code"] for x in epochs)
     assert best < 3.4
+
+
+def test_a_prior_of_turned_grids_draws_them_as_photographed(home):
+    """The grid of each orientation repeats one code of its own. Were the prior not told which one
+    it is shown, it would draw all eight codes."""
+    photographed = codes(64)
+    each = torch.arange(8)[:, None, None, None, None].expand(8, 48, 2, 2, 4).contiguous()
+    photographed.codes[:], photographed.turned = 0, each
+    fast = replace(WORKBOOK, schedule=Schedule(lr=1e-2))
+    small = {"conv_filters": 16, "blocks": 1, "dropout": 0.0}
+    prior = train_prior(
+        photographed, fast, run="turned", epochs=60, device="cpu", progress=StopAt(), **small
+    )
+    drawn = sample(prior, 200, grid=(2, 2), generator=torch.Generator().manual_seed(0))
+    assert (drawn == 0).float().mean() > 0.95
 
 
 def test_another_run_in_the_folder_is_refused_and_left_alone(home):

@@ -2,8 +2,10 @@
 
 import pytest
 
+from vqlib.cache import whole_file
 from vqlib.codes import EncodedDataset
-from vqlib.weights import PRETRAINED, decoded_dataset, load_pretrained, shipped
+from vqlib.vqvae import VQVAE
+from vqlib.weights import PRETRAINED, decoded_dataset, load_pretrained, save_model, shipped
 
 
 def test_what_ships_with_a_prior_comes_first():
@@ -21,6 +23,17 @@ def test_decoded_lesions_are_the_shipped_codes(tmp_path, monkeypatch):
     assert data.labels.tolist() == encoded.labels[[0, len(encoded) // 2 - 1, -1]].tolist()
     assert not data.is_synthetic and "decoded" in repr(data)
     assert data.pixels(64)[0].shape == (3, 64, 64) and data.image(0).size == (256, 256)
+
+
+def test_files_appear_whole_for_all_readers_or_not_at_all(tmp_path):
+    (tmp_path / "plain").touch()
+    save_model(VQVAE.report(), tmp_path / "model.safetensors")
+    modes = {path.stat().st_mode for path in tmp_path.iterdir()}
+    assert len(modes) == 1 and len(list(tmp_path.iterdir())) == 2
+    with pytest.raises(KeyboardInterrupt), whole_file(tmp_path / "other") as beside:
+        beside.write_text("half")
+        raise KeyboardInterrupt
+    assert {path.name for path in tmp_path.iterdir()} == {"plain", "model.safetensors"}
 
 
 def test_models_without_a_prior_say_so():

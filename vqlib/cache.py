@@ -50,10 +50,16 @@ def work_dir() -> Path:
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A file that appears whole or not at all: write to the path given, which lies beside its place
-    and is moved there when the block has ended."""
+    and is moved there when the block has ended. If it ends in an error, nothing is left."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    yield beside
-    os.replace(beside, path)
+    beside.touch()
+    mode = beside.stat().st_mode
+    try:
+        yield beside
+        beside.chmod(mode)  # some writers leave a file that only its owner may read
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 class Pixels:

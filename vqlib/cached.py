@@ -45,7 +45,7 @@ class CachedPixelCNN:
         deep, wide = filters // slots, channels // slots  # features and embedding of one slot
 
         # What is known so far: all codes, with the margin of zeros that the convolutions pad with,
-        # and of each block's vertical stack the last two rows, beside its weights ...
+        # and of each block's vertical stack the last two rows and the mean so far, and weights ...
         self.embedded = new(height + 3, width + 2 * 3, n, channels)
         self.above = prior.above.weight.flatten(1), prior.above.bias
         self.left = prior.left.weight.flatten(1), prior.here.bias
@@ -54,17 +54,18 @@ class CachedPixelCNN:
             first, second = rows = new(2, width + 2, n, filters)
             kernel = block.vertical.weight.flatten(1), block.vertical.bias
             norm = block.vertical_norm.weight.flatten(), block.vertical_norm.bias.flatten()
-            self.vertical.append((first, second, second[1:-1], windows(rows, 3), kernel, norm))
+            mean, so_far = new(n, filters), block.so_far[:, :, 0, 0]
+            self.vertical.append(
+                (first, second, second[1:-1], windows(rows, 3), kernel, mean, so_far, norm)
+            )
         # ... and of the present position its codes, and in each layer sums and features.
         self.place: tuple[int, int] | None = None
         self.embedded_here = new(n, channels)
         self.sums = new(len(blocks), n, 2 * filters)
         self.features = new(len(blocks) + 1, n, filters)
 
-        if labels is None:
-            labels = torch.full((n,), prior.num_classes, device=self.sums.device)
         biases = torch.stack([block.here.bias for block in blocks])
-        told = prior.labels(labels).unflatten(1, biases.shape)  # (n, blocks, 2 filters)
+        told = prior.conditions(n, labels).unflatten(1, biases.shape)  # (n, blocks, 2 filters)
         self.constant = (told + biases).transpose(0, 1)[:, None]  # (blocks, 1, n, 2 filters)
 
         # Weights (out, in, 1, 1) as matrices (in, out). Only those of a slot's own position are
@@ -114,10 +115,11 @@ class CachedPixelCNN:
         """The vertical stack of this row, and what it tells the horizontal one."""
         v = F.linear(windows(self.embedded[row : row + 3], 7).flatten(2), *self.above)
         told = []  # of each block (w, n, filters), as v
-        for first, second, inside, seen, kernel, norm in self.vertical:
+        for first, second, inside, seen, kernel, mean, so_far, norm in self.vertical:
             first.copy_(second)
             inside.copy_(v)
-            y = F.linear(seen.flatten(2), *kernel)
+            mean.lerp_(v.mean(0), 1 / (row + 1))
+            y = F.linear(seen.flatten(2), *kernel) + F.linear(mean, so_far)
             told.append(F.glu(torch.layer_norm(y, norm[0].shape, *norm, self.eps)))
             v = v + told[-1]
         below = torch.stack(told).flatten(1, 2) @ self.from_above

@@ -169,9 +169,17 @@ def columns_left(x: Tensor, columns: int) -> Tensor:
     return F.pad(x, (columns, 0))[..., :-1]
 
 
+def mean_so_far(v: Tensor) -> Tensor:
+    """The mean of each row and all rows above it, (B, C, h, w) to (B, C, h, 1)."""
+    rows = torch.arange(1, v.shape[2] + 1, device=v.device, dtype=v.dtype)
+    return (v.mean(3).cumsum(2) / rows).unsqueeze(3)
+
+
 class GatedBlock(nn.Module):
     """One layer of two stacks: the *vertical* one sees the rows above, all of them; the
-    *horizontal* one sees what lies to the left in the row, and is told by the other.
+    *horizontal* one sees what lies to the left in the row, and is told by the other. Skin tone,
+    light and grain belong to a whole image: the vertical stack is told its mean over all rows so
+    far, as well, with weights that start at 0.
 
     A masked convolution can't look up and to the right far enough: its right half stays dark row
     after row, and that blind spot grows with depth. Two stacks need no spatial mask at all.
@@ -186,6 +194,7 @@ class GatedBlock(nn.Module):
         self.slots = slots
         self.vertical = nn.Conv2d(channels, 2 * channels, (2, 3), padding=(0, 1))
         self.vertical_norm = SlotNorm(2 * channels)
+        self.so_far = nn.Parameter(torch.zeros(2 * channels, channels, 1, 1))
         self.above = nn.Conv2d(channels, 2 * channels, 1, bias=False)
         self.left = nn.Conv2d(channels, 2 * channels, 1, bias=False)
         self.here = MaskedConv2d("B", channels, 2 * channels, 1, slots=slots)
@@ -196,7 +205,8 @@ class GatedBlock(nn.Module):
     def forward(self, v: Tensor, x: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
         """Both stacks' features (B, C, h, w); `condition` (B, 2C, 1, 1) is added before the
         normalisation. A row of `v` holds nothing of that row or of rows below."""
-        above = F.glu(self.vertical_norm(self.vertical(F.pad(v, (0, 0, 1, 0)))), dim=1)
+        rows = self.vertical(F.pad(v, (0, 0, 1, 0))) + F.conv2d(mean_so_far(v), self.so_far)
+        above = F.glu(self.vertical_norm(rows), dim=1)
         mixed = self.above(above) + self.left(columns_left(x, 1)) + self.here(x) + condition
         gated = F.glu(self.norm(mixed).unflatten(1, (self.slots, -1)), dim=2).flatten(1, 2)
         return v + self.dropout(above), x + self.dropout(self.out(gated))
@@ -218,6 +228,9 @@ class PixelCNN(nn.Module):
             from them.
         blocks: number of gated blocks.
         dropout: rate within the blocks.
+        orientations: how many the grids it learns from are shown in. Each is told, as the class is,
+            or what is drawn would be turned and mirrored at random, the light of the camera with it
+            (Jun et al., "Distribution Augmentation for Generative Modeling", ICML 2020).
     """
 
     def __init__(
@@ -230,6 +243,7 @@ class PixelCNN(nn.Module):
         embedding_dim: int = 32,
         blocks: int = 8,
         dropout: float = 0.1,
+        orientations: int = 1,
     ) -> None:
         super().__init__()
         slots = codes_per_position
@@ -242,11 +256,13 @@ class PixelCNN(nn.Module):
             "embedding_dim": embedding_dim,
             "blocks": blocks,
             "dropout": dropout,
+            "orientations": orientations,
         }
         channels = slots * embedding_dim
         self.embedding = nn.Embedding(slots * num_embeddings, embedding_dim)
         self.labels = nn.Embedding(num_classes + 1, blocks * 2 * conv_filters)
         nn.init.zeros_(self.labels.weight)
+        self.orientations = nn.Parameter(torch.zeros(orientations, self.labels.embedding_dim))
         self.above = nn.Conv2d(channels, conv_filters, (3, 7), padding=(0, 3))
         self.left = nn.Conv2d(channels, conv_filters, (1, 3), bias=False)
         self.here = MaskedConv2d("A", channels, conv_filters, 1, slots=slots)
@@ -267,7 +283,9 @@ class PixelCNN(nn.Module):
         rows = (codebook - codebook.mean(1, keepdim=True)) / spread
         self.embedding.weight.copy_(rows.expand(self.slots, -1, -1).flatten(0, 1))
 
-    def forward(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(
+        self, codes: Tensor, labels: Tensor | None = None, orientations: Tensor | None = None
+    ) -> Tensor:
         """Logits of every code, given all the codes before it.
 
         Args:
@@ -275,6 +293,8 @@ class PixelCNN(nn.Module):
                 ones, so a grid that is only begun may hold anything there.
             labels: int64 (B,) in 0..num_classes-1, or num_classes for "no label"; None is "no
                 label" for all.
+            orientations: int64 (B,), in the order of `vqlib.augment.moved`; None is 0, as
+                photographed, for all.
 
         Returns:
             float (B, h, w, slots, num_embeddings).
@@ -282,7 +302,7 @@ class PixelCNN(nn.Module):
         Raises:
             ValueError: wrong shape or dtype.
         """
-        return self.predict(self.embed(codes), labels)
+        return self.predict(self.embed(codes), labels, orientations)
 
     def embed(self, codes: Tensor) -> Tensor:
         """Codes (B, h, w, slots) to float (B, slots * embedding_dim, h, w)."""
@@ -294,11 +314,20 @@ class PixelCNN(nn.Module):
         offsets = self.num_embeddings * torch.arange(self.slots, device=codes.device)
         return self.embedding(codes + offsets).flatten(3).permute(0, 3, 1, 2)
 
-    def predict(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Embedded codes to logits; the half of `forward` through which gradients can be taken."""
+    def conditions(
+        self, n: int, labels: Tensor | None = None, orientations: Tensor | None = None
+    ) -> Tensor:
+        """What n grids' labels and orientations add in all blocks, float (n, blocks * 2C)."""
         if labels is None:
-            labels = torch.full((len(x),), self.num_classes, device=x.device)
-        conditions = self.labels(labels)[:, :, None, None].chunk(len(self.blocks), dim=1)
+            labels = torch.full((n,), self.num_classes, device=self.labels.weight.device)
+        return self.labels(labels) + self.orientations[0 if orientations is None else orientations]
+
+    def predict(
+        self, x: Tensor, labels: Tensor | None = None, orientations: Tensor | None = None
+    ) -> Tensor:
+        """Embedded codes to logits; the half of `forward` through which gradients can be taken."""
+        conditions = self.conditions(len(x), labels, orientations)
+        conditions = conditions[:, :, None, None].chunk(len(self.blocks), dim=1)
         v = self.above(rows_above(x, 3))
         x = self.left(columns_left(x, 3)) + self.here(x)
         for block, condition in zip(self.blocks, conditions, strict=True):

@@ -207,9 +207,9 @@ def train_prior(
 
     With a `PixelCNN` (`model_options` change it), as in `WORKBOOK`: cross-entropy; the embeddings
     start as the codebook's vectors; the weights kept are those of the epoch with the fewest bits
-    per code on the validation split, and each grid is shown in one of its eight orientations, if
-    `encoded.turned` has them. With `REPORT`'s `PixelRCNN`, MSE on the quantized vectors; the last
-    weights are kept.
+    per code on the validation split, and each grid is shown in one of its eight orientations, and
+    it is told which, if `encoded.turned` has them. With `REPORT`'s `PixelRCNN`, MSE on the
+    quantized vectors; the last weights are kept.
 
     Returns:
         The model in eval(), on the CPU. The folder also has it, as prior.safetensors.
@@ -224,6 +224,7 @@ def train_prior(
     steps = -(-len(train) // recipe.batch_size)
     torch.manual_seed(seed)
     is_report = recipe.prior is PixelRCNN
+    orientations = 1 if encoded.turned is None else len(encoded.turned)
     if is_report:
         prior = PixelRCNN(encoded.vectors(0).shape[0], **model_options)
         variance = encoded.vectors(train[:1024]).var((0, 2, 3)).mean()  # of each channel
@@ -232,6 +233,7 @@ def train_prior(
             encoded.num_embeddings,
             encoded.codes.shape[-1],
             embedding_dim=encoded.codebook.shape[-1],
+            orientations=orientations,
             **model_options,
         )
         prior.start_from(encoded.codebook)
@@ -249,12 +251,14 @@ def train_prior(
 
     def cross_entropy(places: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         codes, labels = encoded.codes[train[places]], encoded.labels[train[places]]
+        seen_from = torch.zeros_like(places)
         if encoded.turned is not None:
-            codes = encoded.turned[torch.randint(8, places.shape), places]
+            seen_from = torch.randint(orientations, places.shape)
+            codes = encoded.turned[seen_from, places]
         codes = codes.to(device)
         dropped = torch.rand(len(labels)) < recipe.label_dropout
         labels = labels.masked_fill(dropped, prior.num_classes).to(device)
-        logits = prior(codes, labels).float().flatten(0, 3)
+        logits = prior(codes, labels, seen_from.to(device)).float().flatten(0, 3)
         loss = F.cross_entropy(logits, codes.flatten())
         top1 = (logits.argmax(-1) == codes.flatten()).float().mean()
         return loss, {"bits_per_code": loss / math.log(2), "top1": top1}
@@ -291,7 +295,7 @@ def train_prior(
             "schedule": asdict(recipe.schedule),
             "data": encoded.source,
             "train_images": len(train),
-            "orientations": 1 if encoded.turned is None else len(encoded.turned),
+            "orientations": orientations,
             "epochs": epochs,
             "seed": seed,
             "model": getattr(prior, "config", {}),
