@@ -1,3 +1,4 @@
+import fcntl
 import json
 import signal
 from dataclasses import replace
@@ -168,6 +169,19 @@ def test_another_run_in_the_folder_is_refused_and_left_alone(home):
     with pytest.raises(DataError, match=r"checkpoint\.pt can't be read"):
         train_vqvae(data, run="mine", size=64, epochs=1, progress=StopAt())
     assert (home / "runs/mine/vqvae.safetensors").read_bytes() == before
+
+
+def test_a_run_that_another_process_trains_is_left_alone(home):
+    options = {"epochs": 3, "device": "cpu", "conv_filters": 16, "blocks": 1}
+    with pytest.raises(KeyboardInterrupt):
+        train_prior(codes(), run="mine", progress=StopAt(5), **options)
+    before = (home / "runs/mine/log.jsonl").read_bytes()
+    with open(home / "runs/mine/config.json") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(DataError, match=r"mine is being trained by another process.*run="):
+            train_prior(codes(), run="mine", progress=StopAt(), **options)
+    assert (home / "runs/mine/log.jsonl").read_bytes() == before
+    train_prior(codes(), run="mine", progress=StopAt(), **options)
 
 
 def test_schedule():

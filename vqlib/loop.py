@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import signal
 import threading
 import time
@@ -22,6 +21,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 import torch
 from torch import Tensor, nn
@@ -146,6 +150,25 @@ def _interrupts_wait() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Nobody else trains in this folder: two would mix their logs and checkpoints.
+
+    Raises:
+        DataError: somebody does.
+    """
+    with open(folder / "config.json") as file:
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process at last
+        except BlockingIOError as error:
+            raise DataError(
+                f"{folder} is being trained by another process: wait for it, stop it, or give this "
+                "run another name with run=..."
+            ) from error
+        yield
+
+
 def _open_run(run: str | Path, config: dict[str, Any]) -> tuple[Path, dict[str, Any] | None]:
     """The run's folder, and its checkpoint if it has one.
 
@@ -237,7 +260,7 @@ def fit(
 
     Raises:
         ValueError: nothing to train on, or for no epoch.
-        DataError: the folder is that of a run with another config.
+        DataError: the folder is that of a run with another config, or in use by another process.
     """
     if epochs < 1 or steps_per_epoch < 1:
         raise ValueError(f"nothing to train: {epochs} epochs of {steps_per_epoch} batches")
@@ -264,8 +287,6 @@ def fit(
         step, log_bytes = state["step"], state["log_bytes"]
 
     log_path = folder / "log.jsonl"
-    log_path.touch()
-    os.truncate(log_path, log_bytes)  # what was logged after the checkpoint is done again
 
     def save() -> None:
         state = {
@@ -281,8 +302,13 @@ def fit(
         with whole_file(folder / "checkpoint.pt") as beside:
             torch.save(state, beside)
 
-    progress.start(f"{config['kind']} on {device}, {precision.why}", total, step)
-    with open(log_path, "a", buffering=1) as log, _interrupts_wait() as stop_asked:
+    with (
+        _alone(folder),
+        open(log_path, "a", buffering=1) as log,
+        _interrupts_wait() as stop_asked,
+    ):
+        log.truncate(log_bytes)  # what was logged after the checkpoint is done again
+        progress.start(f"{config['kind']} on {device}, {precision.why}", total, step)
         saved, recent = time.monotonic(), []
         for epoch in range(step // steps_per_epoch, epochs):
             for batch in batches_of(epoch, step % steps_per_epoch):
