@@ -56,7 +56,8 @@ def whole_file(path: Path) -> Iterator[Path]:
     mode = beside.stat().st_mode
     try:
         yield beside
-        beside.chmod(mode)  # some writers leave a file that only its owner may read
+        if beside.stat().st_mode != mode:  # some writers leave it to its owner only
+            beside.chmod(mode)
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)

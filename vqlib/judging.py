@@ -196,13 +196,14 @@ def judge(
 
     labels = data.labels[real]
     shape = train.shape[1:]
-    drawn = sample(prior, n, labels, generator=generator, grid=tuple(shape[:2]), **options)
+
+    def draw() -> Tensor:
+        return sample(prior, n, labels, generator=generator, grid=tuple(shape[:2]), **options)
+
+    drawn = draw()
     place = torch.randint(len(train), (n, *shape), generator=generator)
     synthetic = synthetic_dataset(n).pixels(size)[:n]
-    more = [
-        sample(prior, n, labels, generator=generator, grid=tuple(shape[:2]), **options)
-        for _ in range(MORE - 1)
-    ]
+    more = [draw() for _ in range(MORE - 1)]
     progress("sampled")
 
     def decoded(codes: Tensor) -> Tensor:
@@ -244,10 +245,11 @@ def judge(
     larger = {"samples": torch.cat([fakes, *(describe(decoded(codes)) for codes in more)])}
     rows = {}
     for name, found in sets.items():
-        distance, error = kernel_distance(reference, larger.get(name, found))
+        many = larger.get(name, found)
+        distance, error = kernel_distance(reference, many)
         precision, recall = precision_recall(reference, found)
         rows[name] = {
-            "images": len(larger.get(name, found)),
+            "images": len(many),
             "kernel_distance": distance,
             "standard_error": error,
             "frechet_distance": frechet_distance(reference, found),

@@ -166,6 +166,8 @@ def _alone(folder: Path) -> Iterator[None]:
                 f"{folder} is being trained by another process: wait for it, stop it, or give this "
                 "run another name with run=..."
             ) from error
+        except OSError:
+            pass  # some network drives have no locks
         yield
 
 
