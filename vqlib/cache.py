@@ -63,6 +63,23 @@ def whole_file(path: Path) -> Iterator[Path]:
         beside.unlink(missing_ok=True)
 
 
+def fingerprint(*parts: Tensor | bytes | str) -> str:
+    """16 hex digits that differ, for all practical purposes, if any of the parts does.
+
+    Args:
+        parts: tensors (dtype, shape and values count, the device does not), bytes or texts.
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Tensor):
+            digest.update(f"{part.dtype} {tuple(part.shape)}".encode())
+            part = part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        part = part.encode() if isinstance(part, str) else part
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.hexdigest()[:16]
+
+
 class Pixels:
     """N images of size x size pixels in a file; only those that are asked for are read.
 
