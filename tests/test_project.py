@@ -47,13 +47,14 @@ CHAPTERS = [
     "codecs",
     "judging",
     "evaluation",
+    "checkpoints",
     "loop",
     "training",
     "curves",
     "plots",
     "widgets",
 ]
-CHAPTER_LINES = 400
+CHAPTER_LINES = 430
 UNSAFE = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
 # A picture or an archive in git must be named here, with where it comes from: none is a photograph.

@@ -2,11 +2,14 @@ import fcntl
 import json
 import signal
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from vqlib import (
+    REPORT,
     WORKBOOK,
     DataError,
     EncodedDataset,
@@ -17,9 +20,11 @@ from vqlib import (
     train_prior,
     train_vqvae,
 )
+from vqlib.checkpoints import describe
 from vqlib.classifier import classify
-from vqlib.data import Split
+from vqlib.data import Split, rotate_and_flip
 from vqlib.loop import Progress, Schedule, fit
+from vqlib.weights import find_run, model_notes
 
 
 @pytest.fixture
@@ -83,7 +88,7 @@ def test_averaged_weights_equal_the_closed_form(home):
         seen.append(model.weight.item())
         return (model(batch) - 5).square().mean(), {}
 
-    def after_epoch(folder):
+    def after_epoch(folder, epoch):
         judged.append(model.weight.item())
         return {}, None
 
@@ -163,7 +168,7 @@ def test_another_run_in_the_folder_is_refused_and_left_alone(home):
     data = open_dataset(lesions=21)
     train_vqvae(data, run="mine", size=64, epochs=1, progress=StopAt())
     before = (home / "runs/mine/vqvae.safetensors").read_bytes()
-    with pytest.raises(DataError, match=r"epochs: 1 there, 2 now.*another name"):
+    with pytest.raises(DataError, match=r"epochs: 1 there, 2 now.*another name.*extend=True"):
         train_vqvae(data, run="mine", size=64, epochs=2, progress=StopAt())
     (home / "runs/mine/checkpoint.pt").write_bytes(b"broken")
     with pytest.raises(DataError, match=r"checkpoint\.pt can't be read"):
@@ -176,7 +181,7 @@ def test_a_run_that_another_process_trains_is_left_alone(home):
     with pytest.raises(KeyboardInterrupt):
         train_prior(codes(), run="mine", progress=StopAt(5), **options)
     before = (home / "runs/mine/log.jsonl").read_bytes()
-    with open(home / "runs/mine/config.json") as file:
+    with open(home / "runs/mine/.lock") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(DataError, match=r"mine is being trained by another process.*run="):
             train_prior(codes(), run="mine", progress=StopAt(), **options)
@@ -203,5 +208,256 @@ def test_a_trained_classifier_is_loaded_not_trained_again(home):
     for other in (saved, again):
         assert torch.allclose(classify(other, images), classify(classifier, images), atol=1e-5)
     assert len(log(home / "runs" / "classifier" / "log.jsonl")) == 2 + 1  # steps, and an epoch
-    with pytest.raises(DataError):
-        train_classifier(*arguments, source="other noise", epochs=1)
+    with pytest.raises(DataError, match="images: "):
+        train_classifier(255 - images, *arguments[1:], source="noise", epochs=1)
+
+
+# --- a run is what its settings say ---------------------------------------------------------------
+
+
+def one_colour(images, generator):
+    """An augmentation that leaves nothing of the images."""
+    return torch.full(images.shape, 0.5)
+
+
+VQVAE_CHANGES = {
+    r"recipe\.augment: vqlib\.dihedral there, .*one_colour": {"augment": one_colour},
+    r"augment: .* there, vqlib\.rotate_and_flip\(degrees=5\.0\)": {
+        "augment": partial(rotate_and_flip, degrees=5.0)
+    },
+    r"recipe\.fit: crop there, squash": {"fit": "squash"},
+    r"recipe\.batch_size: 16 there, 4": {"batch_size": 4},
+    r"recipe\.split_by: lesion there, image": {"split_by": "image"},
+    r"split: .* there, ": {"split_fractions": (0.6, 0.2, 0.2)},
+    r"recipe\.schedule\.clip: 1\.0 there, None": {
+        "schedule": replace(WORKBOOK.schedule, clip=None)
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run of the workbook's recipe on 21 synthetic lesions."""
+    home = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VQLIB_HOME", str(home))
+        train_vqvae(open_dataset(lesions=21), run="done", size=64, epochs=1, progress=StopAt())
+    return home
+
+
+@pytest.mark.parametrize("message", VQVAE_CHANGES)
+def test_another_recipe_does_not_get_the_weights_of_a_finished_run(finished, monkeypatch, message):
+    monkeypatch.setenv("VQLIB_HOME", str(finished))
+    before = {path: path.read_bytes() for path in finished.glob("runs/done/*")}
+    data, recipe = open_dataset(lesions=21), replace(WORKBOOK, **VQVAE_CHANGES[message])
+    with pytest.raises(DataError, match=rf"{message}.* now.*run="):
+        train_vqvae(data, recipe, run="done", size=64, epochs=1, progress=StopAt())
+    assert {path: path.read_bytes() for path in finished.glob("runs/done/*")} == before
+
+
+def test_other_pictures_do_not_get_the_weights_of_a_finished_run(finished, monkeypatch):
+    monkeypatch.setenv("VQLIB_HOME", str(finished))
+    other = open_dataset(lesions=21, seed=1)
+    with pytest.raises(DataError, match=r"pixels: .* there"):
+        train_vqvae(other, run="done", size=64, epochs=1, progress=StopAt())
+
+
+def test_a_finished_run_is_loaded_on_any_device_and_precision(finished, monkeypatch):
+    monkeypatch.setenv("VQLIB_HOME", str(finished))
+    weights = state(finished / "runs/done/vqvae.safetensors")
+    monkeypatch.setattr("vqlib.loop._cpu_has_bf16", lambda: True)
+    again = train_vqvae(
+        open_dataset(lesions=21), run="done", size=64, epochs=1, device="cpu", progress=StopAt()
+    )
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in again.state_dict().items())
+    assert model_notes(finished / "runs/done/vqvae.safetensors")["finished"] is True
+
+
+SMALL_PRIOR = {"conv_filters": 16, "blocks": 1, "device": "cpu"}
+
+
+def test_other_codes_do_not_get_the_prior_of_a_finished_run(home):
+    train_prior(codes(), run="done", epochs=1, progress=StopAt(), **SMALL_PRIOR)
+    others = {"codes": codes(), "codebook": codes(), "turned": codes()}
+    others["codes"].codes[0, 0, 0, 0] += 1
+    others["codebook"].codebook = others["codebook"].codebook.flip(1)
+    others["turned"].turned = others["turned"].codes[None, :48].expand(8, -1, -1, -1, -1)
+    for field, other in others.items():
+        with pytest.raises(DataError, match=f"{field}: .* there"):
+            train_prior(other, run="done", epochs=1, progress=StopAt(), **SMALL_PRIOR)
+    with pytest.raises(DataError, match=r"recipe.label_dropout: 0.1 there, 0.5 now"):
+        often = replace(WORKBOOK, label_dropout=0.5)
+        train_prior(codes(), often, run="done", epochs=1, progress=StopAt(), **SMALL_PRIOR)
+
+
+def test_functions_without_a_name_are_refused():
+    def nested(images, generator):
+        return images
+
+    for unnamed in (lambda: None, nested, partial(nested, 1), "text".upper):
+        with pytest.raises(ValueError, match="top level"):
+            describe(replace(WORKBOOK, augment=unnamed))
+    settings = describe(REPORT)
+    assert settings["vqvae"] == "vqlib.VQVAE.report"
+    assert settings["augment"].startswith("vqlib.rotate_and_flip(corners=[0.485, ")
+
+
+def test_a_run_may_be_extended_but_only_if_that_is_asked_for(home):
+    train_prior(codes(), run="mine", epochs=1, progress=StopAt(), **SMALL_PRIOR)
+    longer = {"run": "mine", "epochs": 3, "progress": StopAt(), **SMALL_PRIOR}
+    with pytest.raises(DataError, match="epochs: 1 there, 3 now"):
+        train_prior(codes(), **longer)
+    train_prior(codes(), extend=True, **longer)
+    assert log(home / "runs/mine/log.jsonl")[-1]["epoch"] == 3
+    assert model_notes(home / "runs/mine/prior.safetensors")["epochs"] == 3
+    with pytest.raises(DataError, match="epochs: 3 there, 2 now"):
+        train_prior(codes(), extend=True, **longer | {"epochs": 2})
+
+
+def test_an_unfinished_prior_is_not_taken_for_a_finished_one(home, capsys):
+    options = {"epochs": 4, **SMALL_PRIOR}
+    with pytest.raises(KeyboardInterrupt):  # 3 steps an epoch
+        train_prior(codes(), run="04", progress=StopAt(7), **options)
+    notes = model_notes(home / "runs/04/prior.safetensors")
+    assert (notes["finished"], notes["epochs"]) == (False, 4) and notes["epoch"] in (1, 2)
+    assert find_run("04", "prior.safetensors").name == "ham10000"
+    assert "stopped at epoch" in capsys.readouterr().out
+    train_prior(codes(), run="04", progress=StopAt(), **options)
+    assert model_notes(home / "runs/04/prior.safetensors")["finished"] is True
+    assert find_run("04", "prior.safetensors") == home / "runs/04"
+
+
+def test_after_a_nan_the_advised_call_goes_on_from_the_checkpoint(home):
+    model, seen = torch.nn.Linear(1, 1), []
+
+    def loss_of(batch):
+        loss = model(batch).square().mean()
+        seen.append(model.weight.item())
+        return loss * (torch.nan if len(seen) == 6 else 1), {}
+
+    options = {
+        "run": "nan",
+        "config": {"kind": "line"},
+        "schedule": Schedule(lr=0.5),
+        "epochs": 3,
+        "steps_per_epoch": 4,
+        "batches_of": lambda epoch, start: iter([torch.ones(1, 1)] * (4 - start)),
+        "loss_of": loss_of,
+        "after_epoch": lambda folder, epoch: ({}, None),
+        "device": torch.device("cpu"),
+        "seed": 0,
+        "progress": StopAt(),
+    }
+    with pytest.raises(FloatingPointError, match=r"nan at step 6; nothing after step 4.*lr=0\.25"):
+        fit(model, **options)
+    with pytest.raises(DataError, match=r"lr: 0.5 there, 0.1 now.*lr=\.\.\."):
+        fit(model, **options | {"schedule": Schedule(lr=0.1)})
+    fit(model, **options, lr=0.25)
+    assert seen[6] == seen[4]  # the first step after the checkpoint, done again
+    assert [line["step"] for line in log(home / "runs/nan/log.jsonl") if "loss" in line] == [
+        *range(1, 13)
+    ]
+
+
+def overfitting():
+    """Codes by chance: the validation loss is lowest after one of the first epochs."""
+    torch.manual_seed(1)
+    grid = torch.randint(16, (64, 2, 2, 4))
+    indices = torch.arange(64)
+    split = Split(indices[:-16], indices[-16:-8], indices[-8:])
+    return EncodedDataset(grid, indices % 7, split, torch.randn(4, 16, 8), "chance")
+
+
+def test_a_resumed_prior_keeps_its_best_epoch_even_if_a_log_line_is_torn(home):
+    fast = replace(WORKBOOK, schedule=Schedule(lr=1e-2))
+    options = {"recipe": fast, "epochs": 8, "dropout": 0.0, **SMALL_PRIOR}
+    train_prior(overfitting(), run="whole", progress=StopAt(), **options)
+    best = model_notes(home / "runs/whole/prior.safetensors")["epoch"]
+    assert best < 6
+    with pytest.raises(KeyboardInterrupt):
+        train_prior(overfitting(), run="parts", progress=StopAt(3 * 7 - 1), **options)
+    with open(home / "runs/parts/log.jsonl", "a") as file:
+        file.write('{"step": 21, "lo')
+    train_prior(overfitting(), run="parts", progress=StopAt(), **options)
+    assert model_notes(home / "runs/parts/prior.safetensors")["epoch"] == best
+    whole, parts = (state(home / "runs" / n / "prior.safetensors") for n in ("whole", "parts"))
+    assert all(torch.equal(whole[k], parts[k]) for k in whole)
+
+
+# --- what a recipe asks for is done ---------------------------------------------------------------
+
+
+def test_training_images_are_augmented(home):
+    data, recipe = open_dataset(lesions=21), replace(WORKBOOK, augment=one_colour)
+    train_vqvae(data, recipe, run="grey", size=64, epochs=1, progress=StopAt())
+    train_vqvae(data, run="turned", size=64, epochs=1, progress=StopAt())
+    grey, turned = (log(home / f"runs/{run}/log.jsonl") for run in ("grey", "turned"))
+    assert grey[0]["perplexity"] < 5 < turned[0]["perplexity"]  # one colour: a code per corner
+
+
+def test_labels_are_dropped_now_and_then(home):
+    for rate, run in ((0.0, "never"), (0.5, "often")):
+        recipe = replace(WORKBOOK, label_dropout=rate)
+        prior = train_prior(codes(), recipe, run=run, epochs=2, progress=StopAt(), **SMALL_PRIOR)
+        assert prior.labels.weight[:7].abs().sum() > 0
+        assert (prior.labels.weight[7].abs().sum() > 0) == (rate > 0)  # "no label"
+
+
+def test_the_reports_prior_learns_to_predict_the_vectors(home):
+    """All vectors are the same and far from zero: MSE towards anything else stays above 1."""
+    encoded = codes()
+    encoded.codebook = encoded.codebook + 5
+    train_prior(encoded, REPORT, run="report", epochs=20, progress=StopAt(), device="cpu")
+    epochs = [x for x in log(home / "runs/report/log.jsonl") if "held_out" in x]
+    assert epochs[-1]["held_out"]["mse_over_variance"] < 1.5
+
+
+def test_gradients_are_clipped(home):
+    """Adam forgets the scale of all gradients, but not that one of them was larger."""
+
+    def train(clip):
+        torch.manual_seed(0)
+        model, number = torch.nn.Linear(1, 1, bias=False), iter(range(3))
+        fit(
+            model,
+            run=f"clip {clip}",
+            config={"kind": "line"},
+            schedule=Schedule(lr=0.1, clip=clip),
+            epochs=1,
+            steps_per_epoch=3,
+            batches_of=lambda epoch, start: iter([torch.ones(1, 1)] * 3),
+            loss_of=lambda batch: (100 ** next(number) * model(batch).sum(), {}),
+            after_epoch=lambda folder, epoch: ({}, None),
+            device=torch.device("cpu"),
+            seed=0,
+            progress=StopAt(),
+        )
+        return model.weight.item()
+
+    weight = torch.nn.Linear(1, 1, bias=False)
+    torch.manual_seed(0)
+    weight = torch.nn.Linear(1, 1, bias=False).weight
+    optimizer = torch.optim.Adam([weight], lr=0.1)
+    for _ in range(3):  # each gradient, 1, 100 and 10,000, is clipped to 1
+        weight.grad = torch.ones_like(weight)
+        optimizer.step()
+    assert train(1.0) == pytest.approx(weight.item(), abs=1e-5)
+    assert train(None) != pytest.approx(weight.item(), abs=1e-3)
+
+
+def test_the_classifiers_loss_knows_how_frequent_classes_are(home):
+    """At the start its logits are about 0, so its loss is the entropy of the frequencies."""
+    torch.manual_seed(0)
+    images, labels = torch.randint(256, (64, 3, 64, 64)).byte(), (torch.arange(64) == 0).long()
+    arguments = (images, labels, images[:2], labels[:2])
+    train_classifier(*arguments, source="noise", epochs=1, progress=StopAt())
+    first = log(home / "runs/classifier/log.jsonl")[0]["loss"]
+    assert first < 0.5 < float(F.cross_entropy(torch.zeros(1, 7), torch.zeros(1).long()))
+
+
+def test_the_report_splits_by_image_and_the_workbook_by_lesion():
+    data = open_dataset(lesions=60)
+    for recipe, shares in ((REPORT, True), (WORKBOOK, False)):
+        train, *held_out = recipe.split(data)
+        groups = [set(data.groups[part].tolist()) for part in (train, torch.cat(held_out))]
+        assert bool(groups[0] & groups[1]) == shares

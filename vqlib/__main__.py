@@ -18,7 +18,7 @@ from .pixelcnn import PixelCNN
 from .sampling import sample
 from .training import RECIPES, train_prior, train_vqvae
 from .vqvae import DOWNSCALE, VQVAE
-from .weights import PRETRAINED, load_model, shipped
+from .weights import PRETRAINED, check_pair, load_model, shipped
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         options.run_command(options)
-    except (OSError, ValueError) as error:  # DataError is a ValueError
+    except (OSError, ValueError, FloatingPointError) as error:  # DataError is a ValueError
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -77,6 +77,10 @@ def _parser() -> argparse.ArgumentParser:
         p.add_argument("--recipe", choices=RECIPES, default="workbook")
         p.add_argument("--run", default=run, help="folder of the run; the same name resumes it")
         p.add_argument("--epochs", type=int, help="default: the recipe's")
+        p.add_argument("--lr", type=float, help="another learning rate, also to continue a run")
+        p.add_argument(
+            "--extend", action="store_true", help="continue a run that had fewer --epochs"
+        )
         p.add_argument("--seed", type=int, default=0)
         p.add_argument(
             "--device", type=_device, help="cuda, mps or cpu; default: the first that is there"
@@ -146,6 +150,8 @@ def _train_vqvae(options: argparse.Namespace) -> None:
         run=options.run,
         size=options.size,
         epochs=options.epochs,
+        lr=options.lr,
+        extend=options.extend,
         device=options.device,
         seed=options.seed,
     )
@@ -176,6 +182,8 @@ def _train_prior(options: argparse.Namespace) -> None:
         RECIPES[options.recipe],
         run=options.run,
         epochs=options.epochs,
+        lr=options.lr,
+        extend=options.extend,
         device=options.device,
         seed=options.seed,
     )
@@ -184,6 +192,7 @@ def _train_prior(options: argparse.Namespace) -> None:
 def _sample(options: argparse.Namespace) -> None:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     vqvae, prior = load_model(options.vqvae, VQVAE), load_model(options.prior, PixelCNN)
+    check_pair(vqvae, prior)
     codes = sample(
         prior,
         options.n,
@@ -222,10 +231,14 @@ def _evaluate(options: argparse.Namespace) -> None:
     if classifier is not None:
         inception = str(classifier) == "inception"
         eye = Inception() if inception else load_model(classifier, LesionClassifier)
+    models = {name: load_model(file, VQVAE) for name, file in zip(names, files, strict=True)}
+    loaded = None if prior is None else load_model(prior, PixelCNN)
+    if loaded is not None:
+        check_pair(models[names[0]], loaded)
     result = evaluate(
         data,
-        {name: load_model(file, VQVAE) for name, file in zip(names, files, strict=True)},
-        None if prior is None else load_model(prior, PixelCNN),
+        models,
+        loaded,
         eye,
         size=options.size,
         split=options.split,

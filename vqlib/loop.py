@@ -14,18 +14,11 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 import torch
 from torch import Tensor, nn
@@ -33,9 +26,7 @@ from torch.optim.swa_utils import AveragedModel
 from torchvision.utils import save_image
 from tqdm.auto import tqdm
 
-from .cache import whole_file
-from .data import DataError
-from .weights import run_folder
+from .checkpoints import deferred_signals, open_run
 
 
 @dataclass(frozen=True)
@@ -128,79 +119,6 @@ class Progress:
             self.bar.close()
 
 
-@contextlib.contextmanager
-def _interrupts_wait() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C, the notebook's stop button and a terminate signal wait for the end of the step, so
-    that no step is half done when the checkpoint is written. A second one does not wait."""
-    asked: list[int] = []
-
-    def ask(number: int, frame: object) -> None:
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Nobody else trains in this folder: two would mix their logs and checkpoints.
-
-    Raises:
-        DataError: somebody does.
-    """
-    with open(folder / "config.json") as file:
-        try:
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process at last
-        except BlockingIOError as error:
-            raise DataError(
-                f"{folder} is being trained by another process: wait for it, stop it, or give this "
-                "run another name with run=..."
-            ) from error
-        except OSError:
-            pass  # some network drives have no locks
-        yield
-
-
-def _open_run(run: str | Path, config: dict[str, Any]) -> tuple[Path, dict[str, Any] | None]:
-    """The run's folder, and its checkpoint if it has one.
-
-    Raises:
-        DataError: the folder holds a run with other settings, or a broken checkpoint.
-    """
-    folder = run_folder(run)
-    folder.mkdir(parents=True, exist_ok=True)
-    settings = folder / "config.json"
-    if settings.is_file():
-        old = json.loads(settings.read_text())
-        differ = [k for k in config | old if old.get(k) != config.get(k)]
-        if differ:
-            lines = "; ".join(f"{k}: {old.get(k)} there, {config.get(k)} now" for k in differ)
-            raise DataError(
-                f"{folder} holds a run with other settings ({lines}). "
-                "Give this one another name with run=..., or delete that folder."
-            )
-    settings.write_text(json.dumps(config, indent=1))
-    path = folder / "checkpoint.pt"
-    if not path.is_file():
-        return folder, None
-    try:
-        return folder, torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch names no narrower one for a damaged file
-        raise DataError(
-            f"{path} can't be read ({error}): delete it to start this run again"
-        ) from error
-
-
 def _running_mean(model: nn.Module, decay: float | None) -> AveragedModel | None:
     """A running mean of all weights and statistics. It forgets faster at first, or the random
     start would weigh in it for 1 / (1 - decay) steps."""
@@ -239,22 +157,30 @@ def fit(
     steps_per_epoch: int,
     batches_of: Callable[[int, int], Iterator[Any]],
     loss_of: Callable[[Any], tuple[Tensor, dict[str, Tensor]]],
-    after_epoch: Callable[[Path], tuple[dict[str, float], Tensor | None]],
+    after_epoch: Callable[[Path, int], tuple[dict[str, float], Tensor | None]],
     device: torch.device,
     seed: int,
     progress: Any,
     before: Callable[[], None] = lambda: None,
+    memory: dict[str, float] | None = None,
+    lr: float | None = None,
+    extend: bool = False,
     save_every: float = 300.0,
 ) -> Path:
-    """Train `model` in place; go on from the run's checkpoint if there is one.
+    """Train `model` in place; continue from the run's checkpoint if there is one.
 
     Args:
-        config: what makes this run what it is; a folder with another config is refused.
-        batches_of: (epoch, first batch) -> that epoch's batches from there on. They must depend on
-            nothing else, or a resumed run would differ from an uninterrupted one.
+        config: what makes this run what it is, see `checkpoints.describe`; "epochs" and "lr" are
+            added. A folder with another config is refused.
+        batches_of: (epoch, first batch) -> the batches of that epoch from there on. They must
+            depend on nothing else, or a resumed run would differ from an uninterrupted one.
         loss_of: batch -> loss and what to log beside it, scalars on the device.
-        after_epoch: folder -> held-out results to log, and pictures for `progress.epoch`.
+        after_epoch: (folder, epoch, counted from 1) -> held-out results to log, and pictures for
+            `progress.epoch`.
         before: called before the first step, not when a run is resumed.
+        memory: numbers that `after_epoch` needs again in later epochs; kept in the checkpoint.
+        lr: replaces the schedule's learning rate; may differ from that of a run that is resumed.
+        extend: a run that was started with fewer epochs may be continued.
         save_every: seconds between checkpoints within an epoch.
 
     Returns:
@@ -262,79 +188,94 @@ def fit(
 
     Raises:
         ValueError: nothing to train on, or for no epoch.
-        DataError: the folder is that of a run with another config, or in use by another process.
+        DataError: the folder holds a run with another config, or is in use by another process.
+        FloatingPointError: the loss is no longer finite.
+        KeyboardInterrupt: stopped; a checkpoint has been written.
     """
     if epochs < 1 or steps_per_epoch < 1:
         raise ValueError(f"nothing to train: {epochs} epochs of {steps_per_epoch} batches")
-    folder, state = _open_run(run, config)
+    if lr is not None:
+        schedule = replace(schedule, lr=lr)
+    config = {**config, "epochs": epochs, "lr": schedule.lr}
     precision = Precision.choose(device)
     model.to(device, memory_format=torch.channels_last)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=schedule.lr)
     scaler = torch.amp.GradScaler(device.type, enabled=precision.dtype == torch.float16)
-    total, step, log_bytes = epochs * steps_per_epoch, 0, 0
+    memory = {} if memory is None else memory
     torch.manual_seed(seed)
-    if state is None:
-        before()
-    averaged = _running_mean(model, schedule.average)
-    if state is not None:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        scaler.load_state_dict(state["scaler"])
-        if averaged is not None:
-            averaged.load_state_dict(state["averaged"])
-        torch.set_rng_state(state["rng"])
-        if device.type == "cuda" and state["cuda_rng"] is not None:
-            torch.cuda.set_rng_state(state["cuda_rng"], device)
-        step, log_bytes = state["step"], state["log_bytes"]
-
-    log_path = folder / "log.jsonl"
-
-    def save() -> None:
-        state = {
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "scaler": scaler.state_dict(),
-            "averaged": None if averaged is None else averaged.state_dict(),
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-            "step": step,
-            "log_bytes": log_path.stat().st_size,
-        }
-        with whole_file(folder / "checkpoint.pt") as beside:
-            torch.save(state, beside)
 
     with (
-        _alone(folder),
-        open(log_path, "a", buffering=1) as log,
-        _interrupts_wait() as stop_asked,
+        open_run(run, config, lr=lr, extend=extend) as opened,
+        open(opened.log_path, "a", buffering=1) as log,
+        deferred_signals() as stop_asked,
     ):
-        log.truncate(log_bytes)  # what was logged after the checkpoint is done again
+        state, total, step = opened.state, epochs * steps_per_epoch, 0
+        if state is None:
+            before()
+        averaged = _running_mean(model, schedule.average)
+        if state is not None:
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            scaler.load_state_dict(state["scaler"])
+            if averaged is not None:
+                averaged.load_state_dict(state["averaged"])
+            memory.update(state["memory"])
+            torch.set_rng_state(state["rng"])
+            if device.type == "cuda" and state["cuda_rng"] is not None:
+                torch.cuda.set_rng_state(state["cuda_rng"], device)
+            step = state["step"]
+        # What was logged after the checkpoint is done again.
+        log.truncate(
+            min(opened.log_path.stat().st_size, 0 if state is None else state["log_bytes"])
+        )
+
+        def save() -> None:
+            opened.save(
+                {
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "scaler": scaler.state_dict(),
+                    "averaged": None if averaged is None else averaged.state_dict(),
+                    "memory": memory,
+                    "rng": torch.get_rng_state(),
+                    "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+                    "step": step,
+                    "log_bytes": opened.log_path.stat().st_size,
+                }
+            )
+
         progress.start(f"{config['kind']} on {device}, {precision.why}", total, step)
-        saved, recent = time.monotonic(), []
+        saved, saved_step, recent = time.monotonic(), step, []
         for epoch in range(step // steps_per_epoch, epochs):
             for batch in batches_of(epoch, step % steps_per_epoch):
-                model.train()
+                # learning rate
                 for group in optimizer.param_groups:
                     group["lr"] = schedule.lr_at(step, total)
+                # forward
+                model.train()
                 with precision.autocast(device):
                     loss, extra = loss_of(batch)
+                # backward
                 optimizer.zero_grad(set_to_none=True)
                 scaler.scale(loss).backward()
+                # clip
                 if schedule.clip is not None:
                     scaler.unscale_(optimizer)
                     nn.utils.clip_grad_norm_(trained, schedule.clip)
+                # step
                 scaler.step(optimizer)
                 scaler.update()
                 if averaged is not None:
                     averaged.update_parameters(model)
-
                 step += 1
+                # log
                 logs = {"loss": loss.item(), **{k: v.item() for k, v in extra.items()}}
                 if not math.isfinite(logs["loss"]):
                     raise FloatingPointError(
-                        f"the loss is {logs['loss']} at step {step}. Nothing of this step is kept: "
-                        "lower the learning rate, and the same call goes on from the checkpoint."
+                        f"the loss is {logs['loss']} at step {step}; nothing after step "
+                        f"{saved_step} is kept. Continue from there with a lower learning rate: "
+                        f"the same call with lr={schedule.lr / 2:g} (--lr {schedule.lr / 2:g})."
                     )
                 log.write(json.dumps({"step": step, "epoch": epoch + 1, **logs}) + "\n")
                 progress.step(step, logs)
@@ -346,24 +287,26 @@ def fit(
                         f"Loss: {sum(recent) / len(recent):.6f}"
                     )
                     recent = []
+                # save; at the end of an epoch only after its evaluation
                 if number == steps_per_epoch:
-                    continue  # the epoch's end saves, and may stop, just below
+                    continue
                 if stop_asked() or time.monotonic() - saved > save_every:
                     save()
-                    saved = time.monotonic()
+                    saved, saved_step = time.monotonic(), step
                 if stop_asked():
                     progress.close()
                     print(f"Stopped at step {step} of {total}: the same call goes on from there.")
                     raise KeyboardInterrupt
+            # evaluate
             with _swapped(model, averaged):
-                held_out, pictures = after_epoch(folder)
+                held_out, pictures = after_epoch(opened.folder, epoch + 1)
             log.write(json.dumps({"step": step, "epoch": epoch + 1, "held_out": held_out}) + "\n")
             progress.epoch(held_out, pictures)
             if pictures is not None:
-                path = folder / f"epoch_{epoch + 1:03d}.png"
+                path = opened.folder / f"epoch_{epoch + 1:03d}.png"
                 save_image(pictures, path, nrow=len(pictures) // 2)
             save()
-            saved = time.monotonic()
+            saved, saved_step = time.monotonic(), step
             if stop_asked():
                 progress.close()
                 print(f"Stopped after epoch {epoch + 1}: the same call goes on from there.")
@@ -371,4 +314,4 @@ def fit(
     if averaged is not None:
         model.load_state_dict(averaged.module.state_dict())
     progress.close()
-    return folder
+    return opened.folder

@@ -231,7 +231,13 @@ class PixelCNN(nn.Module):
         orientations: how many the grids it learns from are shown in. Each is told, as the class is,
             or what is drawn would be turned and mirrored at random, the light of the camera with it
             (Jun et al., "Distribution Augmentation for Generative Modeling", ICML 2020).
+
+    Attributes:
+        codebook_fingerprint: of the codebook whose codes it was trained on, see
+            `weights.check_pair`; None if unknown.
     """
+
+    codebook_fingerprint: str | None = None
 
     def __init__(
         self,

@@ -7,10 +7,9 @@ included; `WORKBOOK` is right.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .cache import fingerprint
+from .checkpoints import describe
 from .classifier import LesionClassifier, balanced_accuracy, classify
 from .codes import EncodedDataset
 from .data import (
@@ -35,7 +36,7 @@ from .loop import Progress, Schedule, fit, pick_device
 from .metrics import code_bits, evaluate_vqvae
 from .pixelcnn import PixelCNN, PixelRCNN
 from .vqvae import IMAGENET_MEAN, VQVAE
-from .weights import load_model, run_folder, save_model
+from .weights import codebook_fingerprint, load_model, mark_finished, save_model
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,13 @@ class Recipe:
 
     def split(self, data: LesionDataset) -> Split:
         return data.split(fractions=self.split_fractions, by=self.split_by)
+
+    def identity(self) -> dict[str, Any]:
+        """All settings as JSON, see `checkpoints.describe`, but those that a run may change
+        (learning rate) or replaces (epochs); `fit` records these itself."""
+        settings = describe(self)
+        del settings["vqvae_epochs"], settings["prior_epochs"], settings["schedule"]["lr"]
+        return settings
 
 
 REPORT = Recipe(
@@ -104,17 +112,26 @@ def train_vqvae(
     run: str | Path = "vqvae",
     size: int = 256,
     epochs: int | None = None,
+    lr: float | None = None,
+    extend: bool = False,
     device: torch.device | str | None = None,
     seed: int = 0,
     progress: Any = None,
 ) -> VQVAE:
-    """Train a VQ-VAE, or go on training it, or load it if it is trained already.
+    """Train a VQ-VAE, or continue its training, or load it if it is trained already.
+
+    A run is known by the recipe, the pixels, the split, size, epochs and seed; its folder is used
+    again only for the same run. The device and its number format do not count.
 
     Args:
-        data: see `open_dataset`; the recipe splits it, and only its training part is learnt from.
+        data: see `open_dataset`; the recipe splits it, and only its training part is learned from.
         run: the run's folder; a relative name lies in work_dir()/runs.
         size: pixels, divisible by 32.
         epochs: the recipe's number if None.
+        lr: replaces the recipe's learning rate; may also be given to continue a run with another
+            one, for example after its loss became NaN.
+        extend: continue a run that was started with fewer epochs; the learning rate then follows
+            the schedule of the longer run.
         device: CUDA, MPS or CPU, whichever is there, if None.
         progress: `Progress()` if None; in notebooks `plots.LiveTraining()`.
 
@@ -123,6 +140,7 @@ def train_vqvae(
 
     Raises:
         DataError: the folder holds another run.
+        FloatingPointError: the loss is no longer finite.
         KeyboardInterrupt: stopped; a checkpoint has been written.
     """
     device = torch.device(device) if device is not None else pick_device()
@@ -154,7 +172,7 @@ def train_vqvae(
             "perplexity": out.perplexity,
         }
 
-    def after_epoch(folder: Path) -> tuple[dict[str, float], Tensor]:
+    def after_epoch(folder: Path, epoch: int) -> tuple[dict[str, float], Tensor]:
         result = evaluate_vqvae(vqvae, pixels, split.val)
         vqvae.eval()
         with torch.inference_mode():
@@ -166,12 +184,10 @@ def train_vqvae(
         run=run,
         config={
             "kind": "VQ-VAE",
-            "recipe": recipe.name,
-            "schedule": asdict(recipe.schedule),
-            "data": repr(data),
-            "train_images": len(train),
+            "recipe": recipe.identity(),
+            "pixels": pixels.fingerprint,
+            "split": fingerprint(*split),
             "size": size,
-            "epochs": epochs,
             "seed": seed,
             "model": vqvae.config,
         },
@@ -185,10 +201,14 @@ def train_vqvae(
         device=device,
         seed=seed,
         progress=progress or Progress(),
+        lr=lr,
+        extend=extend,
     )
     vqvae.to("cpu").eval()
-    notes = {"recipe": recipe.name, "data": repr(data), "size": size, "epochs": epochs}
-    save_model(vqvae, folder / "vqvae.safetensors", **notes, seed=seed)
+    notes = {"recipe": recipe.name, "data": repr(data), "size": size, "seed": seed}
+    notes |= {"pixels": pixels.fingerprint, "split": fingerprint(*split)}
+    notes |= {"epoch": epochs, "epochs": epochs, "finished": True}
+    save_model(vqvae, folder / "vqvae.safetensors", **notes)
     return vqvae
 
 
@@ -198,12 +218,17 @@ def train_prior(
     *,
     run: str | Path = "prior",
     epochs: int | None = None,
+    lr: float | None = None,
+    extend: bool = False,
     device: torch.device | str | None = None,
     seed: int = 0,
     progress: Any = None,
     **model_options: Any,
 ) -> PixelCNN | PixelRCNN:
-    """Train a prior on codes, or go on training it, or load it if it is trained already.
+    """Train a prior on codes, or continue its training, or load it if it is trained already.
+
+    A run is known by the recipe, the codes with their labels, split and codebook, epochs and seed.
+    `run`, `epochs`, `lr`, `extend`, `device` and `progress` are those of `train_vqvae`.
 
     With a `PixelCNN` (`model_options` change it), as in `WORKBOOK`: cross-entropy; the embeddings
     start as the codebook's vectors; the weights kept are those of the epoch with the fewest bits
@@ -212,10 +237,12 @@ def train_prior(
     quantized vectors; the last weights are kept.
 
     Returns:
-        The model in eval(), on the CPU. The folder also has it, as prior.safetensors.
+        The model in eval(), on the CPU. The folder also has it, as prior.safetensors: while the
+        run goes on the best so far, and its notes say so.
 
     Raises:
         DataError: the folder holds another run.
+        FloatingPointError: the loss is no longer finite.
         KeyboardInterrupt: stopped; a checkpoint has been written.
     """
     device = torch.device(device) if device is not None else pick_device()
@@ -226,7 +253,8 @@ def train_prior(
     is_report = recipe.prior is PixelRCNN
     orientations = 1 if encoded.turned is None else len(encoded.turned)
     if is_report:
-        prior = PixelRCNN(encoded.vectors(0).shape[0], **model_options)
+        channels = encoded.vectors(0).shape[0]
+        prior = PixelRCNN(channels, channels, **model_options)
         variance = encoded.vectors(train[:1024]).var((0, 2, 3)).mean()  # of each channel
     else:
         prior = recipe.prior(
@@ -263,42 +291,39 @@ def train_prior(
         top1 = (logits.argmax(-1) == codes.flatten()).float().mean()
         return loss, {"bits_per_code": loss / math.log(2), "top1": top1}
 
-    best = math.inf
+    memory = {"best": math.inf}
+    notes = {"recipe": recipe.name, "data": encoded.source, "seed": seed, "epochs": epochs}
+    notes |= {"codes": fingerprint(encoded.codes, encoded.labels, *encoded.split)}
+    prior.codebook_fingerprint = codebook_fingerprint(encoded.codebook)
 
     @torch.inference_mode()
-    def after_epoch(folder: Path) -> tuple[dict[str, float], None]:
-        nonlocal best
+    def after_epoch(folder: Path, epoch: int) -> tuple[dict[str, float], None]:
         path = folder / "prior.safetensors"
+        now = notes | {"epoch": epoch, "finished": False}
         prior.eval()
         if is_report:
             parts = [encoded.vectors(i).to(device) for i in val.split(64)]
             sums = [F.mse_loss(prior(x).float(), x, reduction="sum").item() for x in parts]
             mse = sum(sums) / sum(x.numel() for x in parts)
-            save_model(prior, path, recipe=recipe.name, val_mse=mse, data=encoded.source)
+            save_model(prior, path, **now, val_mse=mse)
             return {"mse": mse, "mse_over_variance": mse / float(variance)}, None
         bits = float(code_bits(prior, encoded.codes[val], encoded.labels[val]).mean())
-        if bits < best:
-            best = bits
-            save_model(prior, path, recipe=recipe.name, val_bits=bits, data=encoded.source)
+        if bits < memory["best"]:
+            memory["best"] = bits
+            save_model(prior, path, **now, val_bits=bits)
         return {"bits_per_code": bits}, None
 
-    log = run_folder(run) / "log.jsonl"
-    if log.is_file():  # a resumed run must know its best epoch so far
-        for line in log.read_text().splitlines():
-            best = min(best, json.loads(line).get("held_out", {}).get("bits_per_code", best))
     folder = fit(
         prior,
         run=run,
         config={
             "kind": "prior",
-            "recipe": recipe.name,
-            "schedule": asdict(recipe.schedule),
-            "data": encoded.source,
-            "train_images": len(train),
-            "orientations": orientations,
-            "epochs": epochs,
+            "recipe": recipe.identity(),
+            "codes": notes["codes"],
+            "codebook": fingerprint(encoded.codebook),
+            "turned": None if encoded.turned is None else fingerprint(encoded.turned),
             "seed": seed,
-            "model": getattr(prior, "config", {}),
+            "model": prior.config,
         },
         schedule=recipe.schedule,
         epochs=epochs,
@@ -309,7 +334,11 @@ def train_prior(
         device=device,
         seed=seed,
         progress=progress or Progress(),
+        memory=memory,
+        lr=lr,
+        extend=extend,
     )
+    mark_finished(folder / "prior.safetensors", epochs)
     return load_model(folder / "prior.safetensors")
 
 
@@ -322,11 +351,13 @@ def train_classifier(
     source: str,
     run: str | Path = "classifier",
     epochs: int = 30,
+    lr: float | None = None,
+    extend: bool = False,
     device: torch.device | str | None = None,
     seed: int = 0,
     progress: Any = None,
 ) -> LesionClassifier:
-    """Train a classifier of lesions, or go on training it, or load it if it is trained already.
+    """Train a classifier of lesions, or continue its training, or load it if it is trained already.
 
     Seven in ten lesions are naevi. The loss adds the log of each class's frequency to its logit
     (Menon et al., "Long-tail learning via logit adjustment", 2021, arXiv:2007.07314, equation 10):
@@ -357,7 +388,7 @@ def train_classifier(
         logits = classifier(pictures).float() + frequency
         return F.cross_entropy(logits, labels[batch[1]].to(device)), {}
 
-    def after_epoch(folder: Path) -> tuple[dict[str, float], None]:
+    def after_epoch(folder: Path, epoch: int) -> tuple[dict[str, float], None]:
         logits = classify(classifier, val_images)
         accuracy = balanced_accuracy(logits, val_labels)
         return {"balanced_accuracy": accuracy}, None
@@ -367,9 +398,8 @@ def train_classifier(
         run=run,
         config={
             "kind": "classifier",
-            "data": source,
-            "images": len(labels),
-            "epochs": epochs,
+            "images": fingerprint(images[:]),
+            "labels": fingerprint(labels),
             "seed": seed,
             "model": classifier.config,
         },
@@ -382,7 +412,10 @@ def train_classifier(
         device=device,
         seed=seed,
         progress=progress or Progress(),
+        lr=lr,
+        extend=extend,
     )
     classifier.to("cpu").eval()
-    save_model(classifier, folder / "classifier.safetensors", data=source, epochs=epochs, seed=seed)
+    notes = {"data": source, "seed": seed, "epoch": epochs, "epochs": epochs, "finished": True}
+    save_model(classifier, folder / "classifier.safetensors", **notes)
     return classifier

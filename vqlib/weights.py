@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
-from .cache import whole_file
+from .cache import fingerprint, whole_file
 from .classifier import LesionClassifier
 from .codes import EncodedDataset
 from .data import DataError, LesionDataset, work_dir
@@ -28,6 +29,7 @@ MODELS: dict[str, type[nn.Module]] = {
     model.__name__: model for model in (VQVAE, PixelCNN, PixelRCNN, LesionClassifier)
 }
 Model = TypeVar("Model", bound=nn.Module)
+FORMAT = "2"  # of the metadata; files without it are of an earlier version
 PRETRAINED = Path(__file__).resolve().parent.parent / "data" / "pretrained"
 
 
@@ -47,7 +49,7 @@ def save_model(
         model: a `VQVAE`, `PixelCNN`, `PixelRCNN` or `LesionClassifier`.
         path: ends in .safetensors; folders are made.
         dtype: torch.float16 halves the file; integers stay as they are.
-        notes: kept in the file as JSON, e.g. recipe="workbook", epochs=20.
+        notes: kept in the file as JSON, e.g. recipe="workbook", epochs=20, finished=True.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,10 +58,13 @@ def save_model(
         tensor = tensor.detach().cpu().contiguous()
         tensors[name] = tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
     metadata = {
+        "format": FORMAT,
         "model": type(model).__name__,
         "config": json.dumps(getattr(model, "config", {})),
         "notes": json.dumps(notes),
     }
+    if getattr(model, "codebook_fingerprint", None) is not None:
+        metadata["codebook"] = model.codebook_fingerprint
     with whole_file(path) as beside:
         save_file(tensors, beside, metadata=metadata)
     return path
@@ -98,13 +103,54 @@ def load_model(path: str | Path, expected: type[Model] = nn.Module) -> Model:
             f"{path} holds a {type(model).__name__}, but a {expected.__name__} was expected: "
             "name another file"
         )
+    if isinstance(model, PixelCNN):
+        model.codebook_fingerprint = metadata.get("codebook")
+    if "format" not in metadata:
+        warnings.warn(
+            f"{path} was written by an earlier version: it does not say what the model was trained "
+            "on, nor whether its training was finished",
+            stacklevel=2,
+        )
     return model.eval()
 
 
-def model_notes(path: str | Path) -> dict[str, object]:
-    """What `save_model` was told about the model: recipe, epochs, results."""
+def model_notes(path: str | Path) -> dict[str, Any]:
+    """What `save_model` was told about the model. After a training of this library: "recipe",
+    "data", "seed"; "epoch", the one that the weights are of; "epochs", how many were asked for;
+    "finished", whether the training has come to its end; fingerprints of what it was trained on.
+    """
     with safe_open(path, framework="pt") as file:
         return json.loads((file.metadata() or {}).get("notes", "{}"))
+
+
+def mark_finished(path: Path, epochs: int) -> None:
+    """Note in a file of weights that its training has come to its end, after so many epochs."""
+    notes = model_notes(path)
+    if notes.get("finished") and notes["epochs"] == epochs:
+        return
+    save_model(load_model(path), path, **notes | {"epochs": epochs, "finished": True})
+
+
+def codebook_fingerprint(codebook: Tensor) -> str:
+    """By which a prior knows the codebook whose codes it was trained on: 16 hex digits, the same
+    for weights in float32 and rounded to float16."""
+    return fingerprint(codebook.detach().half())
+
+
+def check_pair(vqvae: VQVAE, prior: PixelCNN) -> None:
+    """Make sure that a prior was trained on the codes of this VQ-VAE. With those of another one it
+    samples codes that decode to coloured noise.
+
+    Raises:
+        DataError: it was not. A prior that does not know its codebook passes.
+    """
+    known, own = prior.codebook_fingerprint, codebook_fingerprint(vqvae.quantizer.codebook)
+    if known not in (None, own):
+        raise DataError(
+            f"the prior was trained on the codes of another VQ-VAE (its codebook {known}, this one "
+            f"{own}): load the VQ-VAE whose images were encoded for it, or train a prior on codes "
+            "of this one"
+        )
 
 
 def shipped() -> list[str]:
@@ -131,7 +177,9 @@ def load_pretrained(name: str = "ham10000") -> tuple[VQVAE, PixelCNN]:
             f'load_model(PRETRAINED / "{name}" / "vqvae.safetensors")'
         )
     vqvae = load_model(folder / "vqvae.safetensors", VQVAE)
-    return vqvae, load_model(folder / "prior.safetensors", PixelCNN)
+    prior = load_model(folder / "prior.safetensors", PixelCNN)
+    check_pair(vqvae, prior)
+    return vqvae, prior
 
 
 def decoded_dataset(name: str = "ham10000", images: int = 1200) -> LesionDataset:
@@ -166,9 +214,9 @@ def decoded_dataset(name: str = "ham10000", images: int = 1200) -> LesionDataset
 
 
 def find_run(run: str, *files: str, pretrained: str = "ham10000") -> Path:
-    """Folder to go on from: that of an earlier run on this machine, else the one that ships.
+    """Folder to go on from: that of a finished run on this machine, else the one that ships.
 
-    Prints which of the two it is.
+    Prints which of the two it is, and if there is a run whose training was interrupted.
 
     Args:
         run: name of a run, as given to `train_vqvae` or `train_prior`.
@@ -182,6 +230,14 @@ def find_run(run: str, *files: str, pretrained: str = "ham10000") -> Path:
         (PRETRAINED / pretrained, f"the models that ship with the workbook, {pretrained}"),
     ):
         if all((folder / file).is_file() for file in files):
+            notes = [model_notes(folder / file) for file in files]
+            open_ends = [n for n in notes if n.get("finished") is False]
+            if open_ends:
+                print(
+                    f"the run {run} stopped at epoch {open_ends[0]['epoch']} of "
+                    f"{open_ends[0]['epochs']}, so it is not used: run its training to the end"
+                )
+                continue
             print(f"going on from {origin}")
             return folder
     raise FileNotFoundError(
