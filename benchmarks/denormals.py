@@ -1,11 +1,11 @@
-"""What denormal numbers cost: the first steps of a training with and without flushing them to zero.
+"""What denormal numbers cost: the first steps of each training, and the sampler, with and without.
 
-    python benchmarks/denormals.py --data PATH --steps 100    # on a machine that does nothing else
+    python benchmarks/denormals.py --data PATH    # ten minutes, on a machine that does nothing else
 
-Layers that start at zero have gradients and Adam moments that begin near 1e-39, below float32's
-normal range, where many processors fall back to slow microcode. `torch.set_flush_denormal(True)`
-replaces such numbers by zero. Each training runs twice from the same seed, once with and once
-without it, in a process of its own, because the setting belongs to each thread. Results go to
+A float32 below 1.2e-38 is denormal, and many processors compute with it in slow microcode. They
+arise where layers start at zero: gradients and Adam's second moments are tiny at first.
+`torch.set_flush_denormal(True)` replaces them by zero. Each row is measured twice from the same
+seed, in processes of their own, since the setting belongs to each thread. Results go to
 data/results/denormals.json.
 """
 
@@ -13,95 +13,117 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
-import vqlib
-from vqlib import DEEP, WORKBOOK, load_pretrained, sample
-from vqlib.data import batches, open_dataset
-from vqlib.loop import Precision
+from vqlib import DEEP, WORKBOOK, EncodedDataset, load_pretrained, open_dataset, sample
+from vqlib.data import batches
+from vqlib.evaluation import save_results
+from vqlib.loop import Precision, Schedule
+from vqlib.training import Recipe
+from vqlib.weights import PRETRAINED
+
+ROWS = {
+    "deep VQ-VAE": ("deep", {}),
+    "deep VQ-VAE in float32": ("deep", {"ATEN_CPU_CAPABILITY": "avx2"}),  # no bf16 without AVX-512
+    "report's layers": ("workbook", {}),
+    "prior": ("prior", {}),
+    "prior in float32": ("prior", {"ATEN_CPU_CAPABILITY": "avx2"}),
+    "sampler, 16 grids": ("sampler", {}),
+}
 
 
-def train_steps(model, loss_of, steps, schedule):
-    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=schedule.lr)
-    precision, device = Precision.choose(torch.device("cpu")), torch.device("cpu")
+def first_steps(model: nn.Module, loss_of: Callable[[int], Tensor], steps: int, s: Schedule):
+    """Seconds of the first `steps` steps after one that sets up memory."""
+    precision, cpu = Precision.choose(torch.device("cpu")), torch.device("cpu")
     model.train().to(memory_format=torch.channels_last)
-    started = None
-    for step in range(steps):
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad])
+    for step in range(steps + 1):
+        if step == 1:
+            started = time.perf_counter()
         for group in optimizer.param_groups:
-            group["lr"] = schedule.lr_at(step, 7200)
-        with precision.autocast(device):
+            group["lr"] = s.lr_at(step, 7200)
+        with precision.autocast(cpu):
             loss = loss_of(step)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        if step == 0:  # the first step sets up memory
-            started = time.perf_counter()
     return time.perf_counter() - started
 
 
-def vqvae_seconds(recipe, data, steps):
+def of_vqvae(recipe: Recipe, path: str | None, steps: int) -> float:
+    data = open_dataset(path)
+    pixels, train = data.pixels(256, recipe.fit), recipe.split(data).train
     torch.manual_seed(0)
-    pixels, split = data.pixels(256), recipe.split(data)
     model = recipe.vqvae()
-    few = split.train[: 16 * (steps + 1)]
-    images = [b for b, _ in batches(pixels, few, 16, recipe.augment)][:steps]
     if recipe.start_images:
-        first = batches(pixels, split.train, recipe.start_images, recipe.augment)
+        first = batches(pixels, train, recipe.start_images, recipe.augment)
         model.start_from(next(first)[0])
-    return train_steps(model, lambda i: model(images[i % len(images)]).loss, steps, recipe.schedule)
+    images = [b for b, _ in batches(pixels, train[: 16 * (steps + 1)], 16, recipe.augment)]
+    return first_steps(model, lambda i: model(images[i % len(images)]).loss, steps, recipe.schedule)
 
 
-def prior_seconds(steps):
+def of_prior(steps: int) -> float:
+    encoded = EncodedDataset.load(PRETRAINED / "ham10000" / "codes.safetensors")
     torch.manual_seed(0)
-    encoded = vqlib.EncodedDataset.load(vqlib.weights.PRETRAINED / "ham10000/codes.safetensors")
-    prior = WORKBOOK.prior(512, 4, embedding_dim=64, orientations=8)
+    prior = WORKBOOK.prior(embedding_dim=64, orientations=8)
     prior.start_from(encoded.codebook)
 
-    def loss_of(step):
+    def loss_of(step: int) -> Tensor:
         codes = encoded.codes[16 * step : 16 * (step + 1)]
         return F.cross_entropy(prior(codes).float().flatten(0, 3), codes.flatten())
 
-    return train_steps(prior, loss_of, steps, WORKBOOK.schedule)
+    return first_steps(prior, loss_of, steps, WORKBOOK.schedule)
 
 
-def sampler_seconds():
+def of_sampler(repeats: int = 20) -> float:
     _, prior = load_pretrained("ham10000")
     sample(prior, 16)
     started = time.perf_counter()
-    for _ in range(10):
+    for _ in range(repeats):
         sample(prior, 16)
-    return (time.perf_counter() - started) / 10
+    return (time.perf_counter() - started) / repeats
 
 
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--data")
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--data", help="folder of images; default: as open_dataset()")
     parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--one", nargs=2)
-    o = parser.parse_args()
-    ways = {
-        "deep": lambda: vqvae_seconds(DEEP, open_dataset(o.data), o.steps),
-        "workbook": lambda: vqvae_seconds(WORKBOOK, open_dataset(o.data), o.steps),
-        "prior": lambda: prior_seconds(o.steps),
-        "sampler": sampler_seconds,
-    }
-    if o.one:
-        torch.set_flush_denormal(o.one[1] == "1")
-        print(json.dumps(ways[o.one[0]]()))
+    parser.add_argument("--row", help=argparse.SUPPRESS)
+    parser.add_argument("--flush", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.row:
+        torch.set_flush_denormal(options.flush)
+        match options.row:
+            case "prior":
+                seconds = of_prior(options.steps)
+            case "sampler":
+                seconds = of_sampler()
+            case recipe:
+                recipes = {"deep": DEEP, "workbook": WORKBOOK}
+                seconds = of_vqvae(recipes[recipe], options.data, options.steps)
+        print(json.dumps(seconds))
         return
-    for name in ways:
-        row = {}
-        for flush in "01":
-            cmd = [sys.executable, __file__, "--steps", str(o.steps), "--one", name, flush]
-            if o.data:
-                cmd += ["--data", o.data]
-            row[flush] = json.loads(subprocess.check_output(cmd, text=True))
-            print(name, flush, row[flush], flush=True)
+    result = {"steps": options.steps, "threads": torch.get_num_threads(), "rows": {}}
+    for name, (row, environment) in ROWS.items():
+        command = [sys.executable, __file__, "--row", row, "--steps", str(options.steps)]
+        command += ["--data", options.data] if options.data else []
+        seconds = {}
+        for key, flush in (("as_it_is", []), ("flushed", ["--flush"])):
+            text = subprocess.check_output(
+                command + flush, text=True, env=os.environ | environment, stderr=subprocess.DEVNULL
+            )
+            seconds[key] = json.loads(text)
+        result["rows"][name] = seconds
+        print(f"{name:24} {seconds['as_it_is']:8.2f} s, flushed {seconds['flushed']:8.2f} s")
+    save_results("denormals", result)
 
 
 if __name__ == "__main__":
