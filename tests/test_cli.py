@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from vqlib import VQVAE, save_model
 from vqlib.__main__ import main
 
 
@@ -34,12 +35,15 @@ def test_images_to_codes_to_samples(tmp_path, monkeypatch, capsys):
 
     # Neither are weights overwritten by codes, nor two models of one name taken for one.
     weights = (tmp_path / "runs" / "vqvae" / "vqvae.safetensors").read_bytes()
+    other = str(save_model(VQVAE(), tmp_path / "other" / "vqvae.safetensors"))
     for mistake in (
         ["encode", "--vqvae", vqvae, "--out", vqvae, *small],
         ["encode", "--vqvae", vqvae, "--out", str(results), *small],
         ["evaluate", "--vqvae", vqvae, "--vqvae", vqvae, *small],
         ["evaluate", "--vqvae", vqvae, "--classifier", prior, *small],
         ["sample", "--vqvae", prior, "--prior", vqvae],
+        ["sample", "--vqvae", other, "--prior", prior, "--out", str(picture)],
+        ["evaluate", "--vqvae", other, "--prior", prior, *small],
         ["sample", *models, "--n", "0"],
         ["train-vqvae", "--epochs", "0", "--run", "never", *small],
     ):

@@ -1,11 +1,23 @@
 """What ships can be used: models, codes, and the lesions decoded from them."""
 
 import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
+from vqlib import DataError, PixelCNN, load_model
 from vqlib.cache import whole_file
 from vqlib.codes import EncodedDataset
 from vqlib.vqvae import VQVAE
-from vqlib.weights import PRETRAINED, decoded_dataset, load_pretrained, save_model, shipped
+from vqlib.weights import (
+    PRETRAINED,
+    check_pair,
+    codebook_fingerprint,
+    decoded_dataset,
+    load_pretrained,
+    save_model,
+    shipped,
+)
 
 
 def test_what_ships_with_a_prior_comes_first():
@@ -39,3 +51,25 @@ def test_files_appear_whole_for_all_readers_or_not_at_all(tmp_path):
 def test_models_without_a_prior_say_so():
     with pytest.raises(FileNotFoundError, match="without a prior"):
         load_pretrained("ham10000-report-layers")
+
+
+def test_a_prior_knows_its_codebook_through_files_and_float16(tmp_path):
+    vqvae, prior = VQVAE(16), PixelCNN(16, conv_filters=8, blocks=1)
+    prior.codebook_fingerprint = codebook_fingerprint(vqvae.quantizer.codebook)
+    save_model(vqvae, tmp_path / "vqvae.safetensors", torch.float16)
+    save_model(prior, tmp_path / "prior.safetensors", torch.float16)
+    rounded, again = (load_model(tmp_path / f"{name}.safetensors") for name in ("vqvae", "prior"))
+    check_pair(rounded, again)
+    with pytest.raises(DataError, match="codes of another VQ-VAE"):
+        check_pair(VQVAE(16), again)
+    check_pair(*load_pretrained())
+
+
+def test_weights_of_an_earlier_version_load_with_a_warning(tmp_path):
+    path = PRETRAINED / "ham10000" / "prior.safetensors"
+    with safe_open(path, framework="pt") as file:
+        metadata = {key: file.metadata()[key] for key in ("model", "config", "notes")}
+    save_file(load_file(path), tmp_path / "old.safetensors", metadata)
+    with pytest.warns(UserWarning, match="earlier version"):
+        prior = load_model(tmp_path / "old.safetensors")
+    check_pair(load_pretrained()[0], prior)  # nothing is known, nothing is refused
