@@ -45,10 +45,11 @@ def filter_logits(
     Raises:
         ValueError: temperature not above 0 or infinite, top_k below 1, top_p not in (0, 1].
     """
-    tiny = torch.finfo(logits.dtype).tiny  # division may take anything smaller for 0
-    if not tiny <= temperature < math.inf:
-        raise ValueError(f"temperature must be finite and above 0, got {temperature}")
-    if temperature != 1:  # the largest becomes 0, and can't overflow at low temperatures
+    if temperature != 1:
+        tiny = torch.finfo(logits.dtype).tiny  # division may take anything smaller for 0
+        if not tiny <= temperature < math.inf:
+            raise ValueError(f"temperature must be finite and above 0, got {temperature}")
+        # The largest becomes 0: it would overflow at a low temperature.
         logits = (logits - logits.amax(-1, keepdim=True)) / temperature
     if top_k is not None:
         if top_k < 1:

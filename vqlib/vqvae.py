@@ -306,11 +306,12 @@ def evaluating(model: nn.Module) -> Iterator[torch.device]:
     Gives the device that the model is on. Tensors made inside are read-only for autograd and for
     changes in place: what leaves a function is made outside, or cloned there.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
     try:
         with torch.inference_mode():
             yield next(model.parameters()).device
     finally:
-        for module, training in modes:
-            module.training = training
+        for module in training:
+            module.training = True
