@@ -41,6 +41,17 @@ def test_without_quantizer_the_start_is_an_orthogonal_projection(started, images
 
 
 @torch.no_grad()
+def test_the_start_is_of_the_pixels_that_the_model_sees(started, images):
+    model = VQVAE(network="deep", normalize=True)
+    model.start_from(images[:32])
+    rebuilt = model.eval()(images[32:]).reconstruction
+    ours, plain = (psnr(x, images[32:]).mean() for x in (rebuilt, started(images[32:])[0]))
+    assert ours > plain - 1
+    with pytest.raises(ValueError, match=r"pixels in \[0, 1\]"):
+        model.start_from(255 * images)
+
+
+@torch.no_grad()
 def test_k_means_start_is_a_codec_before_the_first_step(started, images):
     held_out = images[32:]
     random = VQVAE.deep().eval()

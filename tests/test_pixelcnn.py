@@ -119,16 +119,22 @@ def test_logits_do_not_change_when_later_codes_do():
     assert torch.equal(before[rows, rows], after[rows, rows])
 
 
-@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("size", [(1, 1), (1, 8), (8, 1), (2, 8), (2, 2), (3, 3), (8, 8)])
 def test_maps_smaller_than_the_kernel(size):
-    """Same output as with the whole kernel, and a gradient in bf16 that is finite."""
+    """Same output as with the whole kernel, and the gradient in bf16 is that in float32."""
+    torch.manual_seed(0)
     conv = MaskedConv2d("A", 128, 120, 7, slots=4)
-    x = torch.randn(4, 128, size, size)
+    x = torch.randn(4, 128, *size)
     whole = F.conv2d(x, conv.weight * conv.mask, conv.bias, padding=3)
     assert torch.allclose(conv(x), whole, atol=1e-5)
-    with torch.autocast("cpu", torch.bfloat16):
-        conv(x).float().square().sum().backward()
-    assert conv.weight.grad.isfinite().all()
+    gradients = []
+    for half in (False, True):
+        conv.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            conv(x).float().square().sum().backward()
+        gradients.append(conv.weight.grad)
+    exact, rounded = gradients
+    assert (rounded - exact).norm() < 0.02 * exact.norm()
 
 
 def test_labels_matter_once_learnt_and_none_is_the_last_row():
@@ -168,6 +174,11 @@ def test_bad_arguments_are_named():
         MaskedConv2d("A", 6, 4, 3, slots=4)
     with pytest.raises(ValueError, match="int64"):
         small_prior()(torch.zeros(1, 8, 8, 3, dtype=torch.long))
+    for code, slot in ((16, 0), (-1, 3)):  # embeddings of the next and of the last slot
+        codes = torch.zeros(1, 2, 2, 4, dtype=torch.long)
+        codes[0, 0, 1, slot] = code
+        with pytest.raises(ValueError, match=r"codes must lie in 0\.\.15"):
+            small_prior()(codes)
 
 
 def test_embeddings_start_as_the_codebooks_vectors():

@@ -144,9 +144,52 @@ def test_float32_under_autocast():
     assert torch.equal(out.codes, vq(z).codes)
 
 
+def test_encode_and_k_means_are_float32_under_autocast():
+    vq, z = quantizer(), torch.randn(8, 8, 16, 16)  # in bf16, 1 in 100 of these codes is another
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(vq.encode(z), vq(z).codes)
+    codebooks = []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            vq.start_from(z)
+        codebooks.append(vq.codebook.clone())
+    assert torch.equal(*codebooks)
+
+
 def test_wrong_channels_are_refused():
     with pytest.raises(ValueError, match="10 channels do not divide"):
         quantizer()(torch.randn(1, 10, 2, 2))
+
+
+@pytest.mark.parametrize("codebooks", [1, 2])
+@pytest.mark.parametrize("code", [-1, 16])
+def test_a_code_that_does_not_exist_is_refused(codebooks, code):
+    """In a table of both codebooks, code 16 of slot 0 would be code 0 of slot 1."""
+    codes = torch.zeros(1, 2, 2, 2, dtype=torch.long)
+    codes[0, 1, 1, 0 if code == 16 else 1] = code
+    with pytest.raises(ValueError, match=r"codes must lie in 0\.\.15"):
+        quantizer(codebooks=codebooks).lookup(codes)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_features_that_are_not_finite_are_refused(bad):
+    z = torch.randn(2, 8, 3, 3)
+    z[1, 2, 0, 0] = bad
+    vq = quantizer(data_init=True)
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        vq.train()(z)
+    assert vq.codebook.isfinite().all() and not vq.initialized  # a good batch may still start it
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        vq.start_from(z)
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        vq.encode(z)
+    with torch.no_grad():
+        vq.codebook[0, 3, 0] = bad
+    with pytest.raises(ValueError, match="codebook"):
+        vq.encode(torch.randn(2, 8, 3, 3))
+    with pytest.raises(ValueError, match="at least one"):
+        k_means(torch.zeros(1, 0, 4), 16)
 
 
 def test_k_means_finds_the_clouds_and_never_gets_worse():

@@ -123,6 +123,35 @@ def test_kept_codes_stay_and_the_others_see_them():
     assert len(sample(prior, 32, given=many, keep=keep, top_k=1)[:, 2].unique(dim=0)) > 1
 
 
+@pytest.mark.parametrize("method", ["naive", "cached"])
+def test_given_codes_may_lie_in_memory_as_they_like(method):
+    prior = small_prior()
+    given = torch.randint(3, (4, 3, 5, 2))
+    keep = torch.arange(15).view(3, 5) % 4 == 0
+    layouts = {
+        "slots first": given.movedim(3, 1).contiguous().movedim(1, 3),
+        "columns first": given.transpose(1, 2).contiguous().transpose(1, 2),
+        "one for all": given[:1].expand(4, -1, -1, -1),
+        "nothing known where nothing is kept": given.masked_fill(~keep[..., None], -1),
+    }
+    for name, codes in layouts.items():
+        same = codes.clamp(min=0).clone(memory_format=torch.contiguous_format)
+        for fill, options in (
+            (sample, {"n": 4}),
+            (sample, {"n": 4, "labels": 2, "guidance": 0.5}),
+            (complete, {"candidates": 1}),
+            (complete, {"candidates": 3}),
+        ):
+            results = []
+            for each in (codes, same):
+                generator = torch.Generator().manual_seed(0)
+                options |= {"keep": keep, "generator": generator, "method": method}
+                results.append(fill(prior, given=each, **options))
+            assert torch.equal(*results), name
+            assert torch.equal(results[0][:, keep], same[:, keep])
+            assert not torch.equal(results[0], same)
+
+
 def test_filters():
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
     p = lambda **options: filter_logits(logits, **options).softmax(-1).tolist()  # noqa: E731
@@ -131,7 +160,9 @@ def test_filters():
     assert p(top_p=0.7) == pytest.approx([0.625, 0.375, 0, 0])
     assert p(top_p=0.5) == pytest.approx([1, 0, 0, 0])
     assert p(temperature=0.5)[0] == pytest.approx(0.25 / (0.25 + 0.09 + 0.0225 + 0.0025))
-    for bad in ({"temperature": 0.0}, {"top_k": 0}, {"top_p": 0.0}):
+    assert filter_logits(100 * logits, 1e-37).softmax(-1).tolist() == [1, 0, 0, 0]
+    temperatures = [{"temperature": t} for t in (0.0, -1.0, math.nan, math.inf, 1e-46)]
+    for bad in (*temperatures, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}, {"top_p": math.nan}):
         with pytest.raises(ValueError, match="must"):
             filter_logits(logits, **bad)
 
@@ -163,9 +194,40 @@ def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match=r"one class or int64 \(2,\)"):
         sample(prior, 2, torch.tensor([1, 2, 3]))
     with pytest.raises(ValueError, match=r"kept must lie in 0\.\.2"):
-        sample(prior, 1, given=torch.full((1, 2, 2, 2), 5), keep=torch.ones(2, 2))
+        sample(prior, 1, given=torch.full((1, 2, 2, 2), 5), keep=torch.ones(2, 2) > 0)
     with pytest.raises(ValueError, match="at least 1"):
         sample(prior, 0)
+    given, keep = torch.zeros(1, 2, 2, 2, dtype=torch.long), torch.ones(2, 2) > 0
+    for bad in ((given + 0.7, keep), (given, keep.float()), (given, keep.long())):
+        for fill in (complete, lambda *x: sample(prior, 1, given=x[1], keep=x[2])):
+            with pytest.raises(ValueError, match="given must be int64 and keep bool"):
+                fill(prior, *bad)
+    for guidance in (-0.5, math.nan, math.inf):
+        with pytest.raises(ValueError, match="guidance must be"):
+            sample(prior, 1, 2, guidance=guidance, grid=(1, 1))
+    for labels in (True, 1.0, torch.tensor([math.nan])):
+        with pytest.raises(ValueError, match="one class or int64"):
+            sample(prior, 1, labels, grid=(1, 1))
+    with pytest.raises(ValueError, match=r"one class or int64 \(1,\)"):
+        complete(prior, given, keep, labels=torch.tensor([1, 2]))
+    with pytest.raises(ValueError, match="one candidate"):
+        complete(prior, given, keep, candidates=0)
+    with pytest.raises(ValueError, match="grid must be"):
+        sample(prior, 1, grid=(8,))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", ["embedding.weight", "orientations", "head.bias"])
+def test_a_prior_with_broken_weights_samples_nothing(name, bad):
+    prior = small_prior()
+    with torch.no_grad():
+        prior.get_parameter(name).view(-1)[-1] = bad
+    given, keep = torch.zeros(1, 2, 2, 2, dtype=torch.long), torch.zeros(2, 2) > 0
+    for method in ("naive", "cached"):
+        with pytest.raises(ValueError, match="prior's weights hold NaN or infinity"):
+            sample(prior, 1, grid=(2, 2), method=method)
+        with pytest.raises(ValueError, match="prior's weights hold NaN or infinity"):
+            complete(prior, given, keep, candidates=2, method=method)
 
 
 def test_tables_are_paid_for_honestly():

@@ -1,7 +1,9 @@
+import copy
+
 import pytest
 import torch
 
-from vqlib import VQVAE
+from vqlib import VQVAE, PixelCNN
 from vqlib.vqvae import IMAGENET_MEAN, IMAGENET_STD
 
 
@@ -63,7 +65,80 @@ def test_bad_input_is_named():
     model = VQVAE()
     with pytest.raises(ValueError, match="divisible by 32"):
         model(torch.rand(1, 3, 100, 100))
-    with pytest.raises(ValueError, match="uint8"):
-        model(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+    for dtype in (torch.uint8, torch.float16, torch.float64):
+        with pytest.raises(ValueError, match=str(dtype)):
+            model(torch.zeros(1, 3, 64, 64, dtype=dtype))
+    with pytest.raises(ValueError, match="at least one image"):
+        model(torch.rand(0, 3, 64, 64))
     with pytest.raises(ValueError, match=r"0\.\.511"):
         model.decode(torch.full((1, 2, 2, 4), 512))
+    with pytest.raises(ValueError, match='"report" or "deep"'):
+        VQVAE(network="shallow")
+    with pytest.raises(ValueError, match="deep"):
+        model.start_from(torch.rand(2, 3, 64, 64))
+
+
+@pytest.mark.parametrize("method", ["encode", "forward"])
+def test_images_that_are_none_are_refused(method):
+    model = VQVAE(data_init=False).eval()
+    look = getattr(model, method)
+    good = torch.rand(2, 3, 64, 64)
+    for bad in (255 * good, 2 * good - 1, (good - 0.45) / 0.225):
+        with pytest.raises(ValueError, match=r"pixels in \[0, 1\], got -?[\d.]+\.\..*255"):
+            look(bad)
+    for bad in (torch.nan, torch.inf, -torch.inf):
+        broken = good.clone()
+        broken[1, 2, 3, 4] = bad
+        with pytest.raises(ValueError, match=r"pixels in \[0, 1\]"):
+            look(broken)
+    look(1.2 * good - 0.1)  # as bicubic scaling overshoots at an edge
+
+
+@pytest.mark.parametrize("part", ["encoder", "quantizer", "decoder"])
+def test_weights_that_are_not_finite_are_refused(part):
+    model = VQVAE(data_init=False).eval()
+    images, codes = torch.rand(1, 3, 64, 64), torch.zeros(1, 2, 2, 4, dtype=torch.long)
+    with torch.no_grad():
+        next(getattr(model, part).parameters()).view(-1)[:64] = torch.nan
+    refused = {"encoder": ["encode"], "quantizer": ["encode", "decode"], "decoder": ["decode"]}
+    for method in ["forward", *refused[part]]:
+        with pytest.raises(ValueError, match="NaN or infinity"):
+            getattr(model, method)(codes if method == "decode" else images)
+
+
+def test_encode_and_decode_are_as_in_eval_and_change_nothing():
+    torch.manual_seed(0)
+    model = VQVAE().train()
+    for _ in range(3):  # statistics that are not those of a batch
+        model(torch.rand(4, 3, 64, 64))
+    images = torch.rand(4, 3, 64, 64) * torch.tensor([0.1, 0.4, 0.7, 1.0]).view(4, 1, 1, 1)
+    wanted = copy.deepcopy(model).eval()
+    model.quantizer.eval()
+    model.decoder[1].eval()  # a mode of its own
+    before = copy.deepcopy(model)
+    codes = model.encode(images)
+    pixels = model.decode(codes)
+    assert torch.equal(codes, wanted.encode(images))
+    assert torch.equal(codes[1:2], model.encode(images[1:2]))  # whoever stands beside it
+    assert torch.equal(pixels, wanted.decode(codes))
+    with pytest.raises(ValueError, match="pixels"):
+        model.encode(255 * images)
+    state = zip(model.state_dict().items(), before.state_dict().items(), strict=True)
+    assert all(name == old and torch.equal(x, y) for (name, x), (old, y) in state)
+    modes = [[m.training for m in each.modules()] for each in (model, before)]
+    assert modes[0] == modes[1] and len(set(modes[0])) == 2
+    assert not codes.is_inference() and not pixels.is_inference()  # may be changed in place
+
+
+def test_the_fingerprint_is_of_the_codebook_alone():
+    model = VQVAE()
+    other = copy.deepcopy(model)
+    torch.nn.init.zeros_(other.encoder[0].weight)
+    assert other.codebook_fingerprint == model.codebook_fingerprint
+    with torch.no_grad():
+        other.quantizer.codebook[3, 511, 63] += 1e-3
+    assert other.codebook_fingerprint != model.codebook_fingerprint
+    prior = PixelCNN(conv_filters=8, blocks=1)
+    assert prior.codebook_fingerprint is None  # until it is trained
+    prior.codebook_fingerprint = model.codebook_fingerprint
+    assert copy.deepcopy(prior).codebook_fingerprint == model.codebook_fingerprint

@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .quantizer import check_codes
+
 
 class MaskedConv2d(nn.Conv2d):
     """A convolution that cannot look ahead.
@@ -73,13 +75,15 @@ class MaskedConv2d(nn.Conv2d):
         self.register_buffer("mask", mask, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, padding = self.weight * self.mask, self.padding[0]
-        # Taps further off than the map is wide meet nothing but padding. They are left out because
-        # PyTorch's bf16 gradient on a CPU is wrong for them (infinite, on a 2 x 2 map).
-        excess = self.kernel_size[0] // 2 - max(x.shape[-2:]) + 1
-        if excess > 0:
-            weight = weight[:, :, excess:-excess, excess:-excess]
-            padding -= excess
+        weight, padding = self.weight * self.mask, list(self.padding)
+        # Weights for positions further off than the map is high or wide meet only padding. They
+        # are left out because PyTorch's bf16 gradient on a CPU is wrong for them (infinite, on
+        # maps of 2 x 2 and 2 x 8 positions).
+        for axis, extent in enumerate(x.shape[-2:]):
+            excess = self.kernel_size[axis] // 2 - extent + 1
+            if excess > 0:
+                weight = weight.narrow(2 + axis, excess, self.kernel_size[axis] - 2 * excess)
+                padding[axis] -= excess
         return F.conv2d(x, weight, self.bias, padding=padding)
 
     def extra_repr(self) -> str:
@@ -233,8 +237,8 @@ class PixelCNN(nn.Module):
             (Jun et al., "Distribution Augmentation for Generative Modeling", ICML 2020).
 
     Attributes:
-        codebook_fingerprint: of the codebook whose codes it was trained on, see
-            `weights.check_pair`; None if unknown.
+        codebook_fingerprint: fingerprint of the codebook whose codes it was trained on (see
+            `VQVAE.codebook_fingerprint`); None if unknown.
     """
 
     codebook_fingerprint: str | None = None
@@ -264,6 +268,7 @@ class PixelCNN(nn.Module):
             "dropout": dropout,
             "orientations": orientations,
         }
+        self.codebook_fingerprint: str | None = None
         channels = slots * embedding_dim
         self.embedding = nn.Embedding(slots * num_embeddings, embedding_dim)
         self.labels = nn.Embedding(num_classes + 1, blocks * 2 * conv_filters)
@@ -295,8 +300,9 @@ class PixelCNN(nn.Module):
         """Logits of every code, given all the codes before it.
 
         Args:
-            codes: int64 (B, h, w, slots). The logits of a code do not depend on it, nor on later
-                ones, so a grid that is only begun may hold anything there.
+            codes: int64 (B, h, w, slots), values in 0..num_embeddings-1. The logits of a code do
+                not depend on it, nor on later ones, so a grid that is only begun may hold any
+                codes there.
             labels: int64 (B,) in 0..num_classes-1, or num_classes for "no label"; None is "no
                 label" for all.
             orientations: int64 (B,), in the order of `vqlib.augment.moved`; None is 0, as
@@ -306,7 +312,8 @@ class PixelCNN(nn.Module):
             float (B, h, w, slots, num_embeddings).
 
         Raises:
-            ValueError: wrong shape or dtype.
+            ValueError: codes of the wrong shape or dtype, or outside 0..num_embeddings-1 (see
+                `quantizer.check_codes`).
         """
         return self.predict(self.embed(codes), labels, orientations)
 
@@ -317,6 +324,7 @@ class PixelCNN(nn.Module):
                 f"codes must be int64 (B, h, w, {self.slots}), got {codes.dtype} "
                 f"{tuple(codes.shape)}"
             )
+        check_codes(codes, self.num_embeddings)
         offsets = self.num_embeddings * torch.arange(self.slots, device=codes.device)
         return self.embedding(codes + offsets).flatten(3).permute(0, 3, 1, 2)
 

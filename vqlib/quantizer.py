@@ -30,6 +30,9 @@ def nearest_codes(vectors: Tensor, codebook: Tensor, max_scores: int = 2**18) ->
     It runs over a chunk of vectors at a time, so the N x K scores are never held at once: the
     memory needed does not grow with N or K, and a chunk's scores stay in the processor's cache.
 
+    Computed in float32 even under autocast: in half precision the scores overflow, and codebook
+    vectors that are near to each other cannot be told apart.
+
     Args:
         vectors: float (S, N, D), N vectors for each of S codebooks.
         codebook: float (S, K, D).
@@ -44,10 +47,11 @@ def nearest_codes(vectors: Tensor, codebook: Tensor, max_scores: int = 2**18) ->
     transposed = codebook.transpose(1, 2)
     chunk = max(1, max_scores // (sets * rows))
     codes = torch.empty(sets, count, dtype=torch.long, device=vectors.device)
-    for start in range(0, count, chunk):
-        part = vectors[:, start : start + chunk]
-        scores = torch.baddbmm(half_norms, part, transposed, beta=-1)
-        codes[:, start : start + chunk] = scores.argmax(-1)
+    with torch.autocast(vectors.device.type, enabled=False):
+        for start in range(0, count, chunk):
+            part = vectors[:, start : start + chunk]
+            scores = torch.baddbmm(half_norms, part, transposed, beta=-1)
+            codes[:, start : start + chunk] = scores.argmax(-1)
     return codes
 
 
@@ -95,7 +99,13 @@ def k_means(vectors: Tensor, rows: int, steps: int = 10) -> Tensor:
 
     Returns:
         float (S, rows, D).
+
+    Raises:
+        ValueError: no vectors, or some that hold NaN or infinity.
     """
+    if not vectors.numel():
+        raise ValueError("k-means needs at least one vector for each codebook, got none")
+    check_finite(vectors, "the vectors for k-means")
 
     def drawn() -> Tensor:
         return vectors.gather(1, _picks(vectors, rows))
@@ -117,6 +127,38 @@ def _picks(vectors: Tensor, rows: int) -> Tensor:
     shuffled = torch.rand(sets, count).argsort(1)  # on the CPU: the same draw on every device
     picks = shuffled[:, torch.arange(rows) % count].to(vectors.device)
     return picks[..., None].expand(-1, -1, width)
+
+
+def check_finite(values: Tensor, name: str) -> None:
+    """Refuse NaN and infinity: the nearest code to such a vector is a code like any other.
+
+    On a GPU the answer has to be waited for, so this has no place in a training step.
+
+    Raises:
+        ValueError: a value is not finite; names `name`.
+    """
+    if not values.isfinite().all():
+        raise ValueError(
+            f"{name} must be finite, got NaN or infinity: look for it in the input, and in the "
+            "weights that were loaded"
+        )
+
+
+def check_codes(codes: Tensor, num_embeddings: int) -> None:
+    """Refuse codes outside 0..num_embeddings-1. In a table that holds the embeddings of all slots,
+    one behind the other, they would stand for an embedding of another slot.
+
+    Raises:
+        ValueError: there is such a code. On a GPU it stops the device instead (a device-side
+            assert): to read the answer would make each training step wait.
+    """
+    legal = ((codes >= 0) & (codes < num_embeddings)).all()
+    if codes.is_cuda:
+        torch._assert_async(legal, f"codes must lie in 0..{num_embeddings - 1}")
+    elif not legal:
+        raise ValueError(
+            f"codes must lie in 0..{num_embeddings - 1}, got {int(codes.min())}..{int(codes.max())}"
+        )
 
 
 class Quantized(NamedTuple):
@@ -190,30 +232,30 @@ class VectorQuantizer(nn.Module):
         """Quantize a feature map.
 
         Args:
-            z: float (B, slots * embedding_dim, H, W). Computed in float32 even under autocast:
-                in half precision distances overflow and near rows cannot be told apart.
+            z: float (B, slots * embedding_dim, H, W). Quantized in float32, even under autocast.
 
         Raises:
             ValueError: the channels can't be cut into whole vectors, or the number of codebooks is
-                neither 1 nor the number of slots.
+                neither 1 nor the number of slots; or the batch that the codebook would start from
+                holds NaN or infinity.
         """
-        with torch.autocast(z.device.type, enabled=False):
-            z = z.float()
-            latents = self._to_vectors(z)
-            if self.training and not self.initialized:
-                self._move(torch.ones_like(self.idle, dtype=torch.bool), latents.detach())
-                self.initialized.fill_(True)
-            found = nearest_codes(latents, self.codebook)
-            codes = self._to_map(found, z.shape)
-            quantized = self.lookup(codes)
+        z = z.float()
+        latents = self._to_vectors(z)
+        if self.training and not self.initialized:
+            check_finite(latents, "the features that the codebook starts from")
+            self._move(torch.ones_like(self.idle, dtype=torch.bool), latents.detach())
+            self.initialized.fill_(True)
+        found = nearest_codes(latents, self.codebook)
+        codes = self._to_map(found, z.shape)
+        quantized = self.lookup(codes)
 
-            loss = self.commitment_cost * F.mse_loss(z, quantized.detach())
-            if self.ema_decay is None:
-                loss = loss + F.mse_loss(quantized, z.detach())
-            counts = count_codes(codes, self.num_embeddings)
-            if self.training:
-                self._learn(latents.detach(), found)
-            vectors = self.straight_through(z, quantized)
+        loss = self.commitment_cost * F.mse_loss(z, quantized.detach())
+        if self.ema_decay is None:
+            loss = loss + F.mse_loss(quantized, z.detach())
+        counts = count_codes(codes, self.num_embeddings)
+        if self.training:
+            self._learn(latents.detach(), found)
+        vectors = self.straight_through(z, quantized)
         return Quantized(vectors, codes, loss, perplexity(counts).log().mean().exp())
 
     def straight_through(self, z: Tensor, quantized: Tensor) -> Tensor:
@@ -226,7 +268,11 @@ class VectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def start_from(self, z: Tensor) -> None:
-        """Start the codebooks with k-means over many latents, float (B, slots * D, H, W)."""
+        """Start the codebooks with k-means over many latents, float (B, slots * D, H, W).
+
+        Raises:
+            ValueError: the latents hold NaN or infinity.
+        """
         rows = k_means(self._to_vectors(z.float()), self.num_embeddings)
         self.codebook.copy_(rows)
         if self.ema_decay is not None:
@@ -236,7 +282,14 @@ class VectorQuantizer(nn.Module):
 
     def encode(self, z: Tensor) -> Tensor:
         """Feature map, float (B, slots * embedding_dim, H, W), to codes, int64 (B, H, W, slots).
-        Learns nothing, in train() either."""
+        Learns nothing, in train() either; the codes are those of `forward`.
+
+        Raises:
+            ValueError: NaN or infinity in the features or in the codebook, or channels as in
+                `forward`.
+        """
+        check_finite(z, "the features to be encoded")
+        check_finite(self.codebook, "the codebook")
         return self._to_map(nearest_codes(self._to_vectors(z.float()), self.codebook), z.shape)
 
     def lookup(self, codes: Tensor) -> Tensor:
@@ -247,7 +300,11 @@ class VectorQuantizer(nn.Module):
 
         Returns:
             float32 (B, slots * embedding_dim, H, W).
+
+        Raises:
+            ValueError: a code outside 0..num_embeddings-1 (see `check_codes`).
         """
+        check_codes(codes, self.num_embeddings)
         if self.codebooks > 1:
             codes = codes + self.num_embeddings * torch.arange(self.codebooks, device=codes.device)
         rows = F.embedding(codes, self.codebook.flatten(0, 1))  # (B, H, W, slots, D)

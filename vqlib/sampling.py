@@ -33,7 +33,7 @@ def filter_logits(
     """Reshape a distribution before drawing from it.
 
     Args:
-        logits: float (..., K).
+        logits: float (..., K), finite.
         temperature: below 1 sharpens, above 1 flattens; logits are divided by it.
         top_k: keep only the k likeliest codes (all that tie with the k-th).
         top_p: keep the smallest set of likeliest codes whose probability reaches p (nucleus
@@ -43,12 +43,14 @@ def filter_logits(
         float (..., K); codes that are out have -inf.
 
     Raises:
-        ValueError: temperature not above 0, top_k below 1, top_p not in (0, 1].
+        ValueError: temperature not above 0 or infinite, top_k below 1, top_p not in (0, 1].
     """
-    if not temperature > 0:
-        raise ValueError(f"temperature must be above 0, got {temperature}")
     if temperature != 1:
-        logits = logits / temperature
+        tiny = torch.finfo(logits.dtype).tiny  # division may take anything smaller for 0
+        if not tiny <= temperature < math.inf:
+            raise ValueError(f"temperature must be finite and above 0, got {temperature}")
+        # The largest becomes 0: it would overflow at a low temperature.
+        logits = (logits - logits.amax(-1, keepdim=True)) / temperature
     if top_k is not None:
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1, got {top_k}")
@@ -73,6 +75,7 @@ def draw(p: Tensor, points: Tensor) -> Tensor:
     with a random number for each of the K codes, instead of one.
 
     Args:
+        p: finite; nothing is checked, as this is called for every code.
         points: float (...), in [0, 1), as `torch.rand` gives them.
     """
     ends = p.cumsum(-1)
@@ -104,7 +107,8 @@ def sample(
         n: how many.
         labels: one class for all, or int64 (n,); None draws without a class.
         temperature, top_k, top_p: see `filter_logits`.
-        given: int64 (n, h, w, slots), codes to start from; needs `keep`.
+        given: int64 (n, h, w, slots), codes to start from; needs `keep`. Where `keep` is False it
+            may hold anything.
         keep: bool (h, w), True where `given` stays. Codes are drawn in raster order and cannot see
             kept ones that come later.
         generator: of the prior's device; makes the draw repeatable.
@@ -120,12 +124,21 @@ def sample(
         int64 (n, h, w, slots).
 
     Raises:
-        ValueError: arguments of the wrong shape, an unknown method, a label that does not exist,
-            guidance without labels.
+        ValueError: arguments of the wrong shape, dtype or range, an unknown method, a label or a
+            kept code that does not exist, guidance without labels, weights of the prior that are
+            not finite.
     """
     if method not in ("naive", "cached"):
         raise ValueError(f'method must be "naive" or "cached", got {method!r}')
+    if not 0 <= guidance < math.inf:
+        raise ValueError(f"guidance must be finite and at least 0, got {guidance}")
     with evaluating(prior) as device:
+        # Sums, as these are NaN or infinite too, and quicker than a look at each weight.
+        if not torch.stack([weight.sum() for weight in prior.parameters()]).isfinite().all():
+            raise ValueError(
+                "the prior's weights hold NaN or infinity: load another file of weights, or train "
+                "again with a lower learning rate"
+            )
         codes, kept = _start(prior, n, given, keep, grid, device)
         fixed, to_draw = kept.tolist(), prior.slots * int((~kept).sum())
         evenly = {"dtype": prior.head.weight.dtype, "device": device, "generator": generator}
@@ -136,7 +149,8 @@ def sample(
                 raise ValueError("guidance leads towards a class, and needs labels")
             labels = torch.cat([labels, torch.full_like(labels, prior.num_classes)])
             codes = torch.cat([codes, codes])  # the same grids, told the class and not told it
-        cells = iter(codes.flatten(1).unbind(1))  # views of all codes, in the order of drawing
+        # Views of all codes, in the order of drawing: what is written there must reach `codes`.
+        cells = iter(codes.view(len(codes), -1).unbind(1))
         cache = CachedPixelCNN(prior, codes.shape, labels) if method == "cached" else None
         rows, columns = map(range, codes.shape[1:3])
         places = [(row, column) for row in rows for column in columns]
@@ -189,10 +203,16 @@ def complete(
 
     Returns:
         int64 (n, h, w, slots).
+
+    Raises:
+        ValueError: as `sample`; candidates below 1.
     """
     n = len(given)
+    if min(n, candidates) < 1:
+        raise ValueError(f"needs at least one grid and one candidate, got {n} and {candidates}")
+    labels = _told(prior, n, labels, given.device)
     if labels is not None:
-        labels = torch.as_tensor(labels).expand(n).repeat_interleave(candidates)
+        labels = labels.repeat_interleave(candidates)
     many = given.repeat_interleave(candidates, 0)
     drawn = sample(prior, len(many), labels, given=many, keep=keep, generator=generator, **options)
     bits = code_bits(prior, drawn, labels)[:, keep.cpu()].flatten(1).sum(1)
@@ -217,19 +237,24 @@ def _start(
     if (given is None) != (keep is None):
         raise ValueError("given and keep go together: the codes, and which of them stay")
     if given is None or keep is None:
-        if min(grid) < 1:
+        if len(grid) != 2 or min(grid) < 1:
             raise ValueError(f"grid must be (h, w), each at least 1, got {grid}")
         empty = torch.zeros(n, *grid, prior.slots, dtype=torch.long, device=device)
         return empty, torch.zeros(grid, dtype=torch.bool)
-    if given.ndim != 4 or given.shape[::3] != (n, prior.slots) or keep.shape != given.shape[1:3]:
+    fits = given.ndim == 4 and given.shape[::3] == (n, prior.slots) and given.numel()
+    if not fits or keep.shape != given.shape[1:3]:
         raise ValueError(
             f"given must be ({n}, h, w, {prior.slots}) and keep (h, w), got "
             f"{tuple(given.shape)} and {tuple(keep.shape)}"
         )
-    kept = given[:, keep.bool().to(given.device)]
+    if given.dtype != torch.long or keep.dtype != torch.bool:
+        raise ValueError(f"given must be int64 and keep bool, got {given.dtype} and {keep.dtype}")
+    kept = given[:, keep.to(given.device)]
     if kept.numel() and not 0 <= kept.min() <= kept.max() < prior.num_embeddings:
         raise ValueError(f"the codes that are kept must lie in 0..{prior.num_embeddings - 1}")
-    return given.to(device, torch.long, copy=True), keep.bool().cpu()
+    codes = torch.zeros(given.shape, dtype=torch.long, device=device)
+    codes[:, keep.to(device)] = kept.to(device)
+    return codes, keep.cpu()
 
 
 def _told(
@@ -239,7 +264,8 @@ def _told(
     if labels is None:
         return None
     labels = torch.as_tensor(labels, device=device)
-    if labels.is_floating_point() or labels.shape not in ((), (1,), (n,)):
+    whole = labels.dtype != torch.bool and torch.can_cast(labels.dtype, torch.long)
+    if not whole or labels.shape not in ((), (1,), (n,)):
         raise ValueError(
             f"labels must be one class or int64 ({n},), got {labels.dtype} {tuple(labels.shape)}"
         )

@@ -25,12 +25,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .cache import fingerprint
 from .deep import DeepDecoder, DeepEncoder, start_as_linear_codec
-from .quantizer import VectorQuantizer
+from .quantizer import VectorQuantizer, check_finite
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CHANNELS = (3, 32, 64, 128, 256, 256)
 DOWNSCALE = 32  # five layers of stride 2
+# How far pixels may lie outside [0, 1]. Bicubic scaling overshoots at edges, by about 0.2 at most,
+# and does no harm; bytes (0..255), [-1, 1] and ImageNet's normalisation lie further outside.
+OVERSHOOT = 0.25
 
 
 class Encoder(nn.Sequential):
@@ -92,6 +96,9 @@ class VQVAE(nn.Module):
         ema_decay, codebooks, data_init, restart_after: see `VectorQuantizer`; `codebooks=None`
             makes one for each slot.
         network: whose layers, the report's or those of `deep.py`.
+
+    Raises:
+        ValueError: another `network`.
     """
 
     def __init__(
@@ -110,6 +117,8 @@ class VQVAE(nn.Module):
         network: Literal["report", "deep"] = "report",
     ) -> None:
         super().__init__()
+        if network not in ("report", "deep"):
+            raise ValueError(f'network must be "report" or "deep", got {network!r}')
         self.slots = CHANNELS[-1] // embedding_dim
         codebooks = self.slots if codebooks is None else codebooks
         # Kept so that a file of weights can say how to build the model they fit.
@@ -162,30 +171,46 @@ class VQVAE(nn.Module):
         """The workbook's best model at 288 bytes; call `start_from` before training it."""
         return cls(network="deep")
 
+    @property
+    def codebook_fingerprint(self) -> str:
+        """16 hex digits by which to know the codebook; codes and priors fit one codebook only."""
+        return fingerprint(self.quantizer.codebook.float())
+
     @torch.no_grad()
     def start_from(self, images: Tensor) -> None:
         """Start a deep model as a linear codec: principal components, and k-means codebooks.
 
         Args:
-            images: float (B, 3, H, W), pixels in [0, 1]; some hundreds, of the training split.
+            images: float32 (B, 3, H, W), pixels in [0, 1]; some hundreds, of the training split.
+
+        Raises:
+            ValueError: images that `encode` would refuse, or a model with the report's layers.
         """
-        start_as_linear_codec(self.encoder, self.decoder, images, self.slots)
-        latents = [self.encoder(part) for part in images.split(32)]
+        if self.config["network"] != "deep":
+            raise ValueError('only network="deep" can start as a linear codec')
+        target = self._target(images, check_range=True)
+        start_as_linear_codec(self.encoder, self.decoder, target, self.slots)
+        latents = [self.encoder(part) for part in target.split(32)]
         self.quantizer.start_from(torch.cat(latents))
 
     def forward(self, images: Tensor) -> VQVAEOutput:
         """Encode, quantize, decode, and say how far off the result is.
 
         Args:
-            images: float (B, 3, H, W), pixels in [0, 1], H and W divisible by 32.
+            images: float32 (B, 3, H, W), pixels in [0, 1], H and W divisible by 32.
 
         Raises:
-            ValueError: wrong shape, or uint8 images.
+            ValueError: wrong shape or dtype, or no image. In eval() also: pixels that are not
+                finite or far outside [0, 1], and weights that make the loss NaN or infinite. In
+                train() these are left to the training loop, which looks at the loss of each step:
+                another look would make a GPU wait.
         """
-        target = self._target(images)
+        target = self._target(images, check_range=not self.training)
         quantized = self.quantizer(self.encoder(target))
         raw = self.decoder(quantized.vectors).float()
         reconstruction_loss = F.mse_loss(raw, target)
+        if not self.training:
+            check_finite(reconstruction_loss + quantized.loss, "the loss of these images")
         return VQVAEOutput(
             self._to_pixels(raw),
             raw,
@@ -196,44 +221,77 @@ class VQVAE(nn.Module):
             quantized.perplexity,
         )
 
-    @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Images, float (B, 3, H, W) in [0, 1], to codes, int64 (B, H/32, W/32, 4).
+        """Images to codes, always as in eval(): an image's codes do not depend on its neighbours
+        in the batch, and no statistics are updated. The model stays in the mode it is in.
 
-        Call `eval()` first: in train() BatchNorm looks at the rest of the batch, and the codes of
-        an image would depend on its neighbours.
-        """
-        return self.quantizer.encode(self.encoder(self._target(images)))
+        Args:
+            images: float32 (B, 3, H, W), pixels in [0, 1], H and W divisible by 32.
 
-    @torch.no_grad()
-    def decode(self, codes: Tensor) -> Tensor:
-        """Codes, int64 (B, h, w, 4), to pixels in [0, 1], float32 (B, 3, 32h, 32w).
+        Returns:
+            int64 (B, H/32, W/32, 4).
 
         Raises:
-            ValueError: wrong shape or dtype, or a code outside 0..num_embeddings-1.
+            ValueError: wrong shape or dtype, no image, pixels that are not finite or far outside
+                [0, 1], or weights that make the features NaN or infinite.
+        """
+        with evaluating(self):
+            target = self._target(images, check_range=True)
+            codes = self.quantizer.encode(self.encoder(target))
+        return codes.clone()
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Codes to images, always as in eval(). The model stays in the mode it is in.
+
+        Args:
+            codes: int64 (B, h, w, 4), values in 0..num_embeddings-1.
+
+        Returns:
+            float32 (B, 3, 32h, 32w), pixels in [0, 1].
+
+        Raises:
+            ValueError: wrong shape or dtype, a code outside 0..num_embeddings-1, or weights that
+                make the pixels NaN or infinite.
         """
         if codes.ndim != 4 or codes.shape[-1] != self.slots or codes.dtype != torch.long:
             raise ValueError(
                 f"codes must be int64 (B, h, w, {self.slots}), got {codes.dtype} "
                 f"{tuple(codes.shape)}"
             )
+        # Waits for the answer on a GPU too, where `lookup` would stop the device.
         if codes.numel() and not 0 <= codes.min() <= codes.max() < self.config["num_embeddings"]:
             raise ValueError(
                 f"codes must lie in 0..{self.config['num_embeddings'] - 1}, got "
                 f"{int(codes.min())}..{int(codes.max())}"
             )
-        return self._to_pixels(self.decoder(self.quantizer.lookup(codes)).float())
+        with evaluating(self):
+            raw = self.decoder(self.quantizer.lookup(codes)).float()
+            check_finite(raw, "the decoder's output")
+        return self._to_pixels(raw)
 
-    def _target(self, images: Tensor) -> Tensor:
-        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+    def _target(self, images: Tensor, check_range: bool) -> Tensor:
+        """What the model encodes and rebuilds: the images, normalised if the model is the report's.
+
+        Args:
+            check_range: look at the pixels too, for which a GPU has to be waited for.
+        """
+        if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.float32:
             raise ValueError(
-                f"images must be float (B, 3, H, W) with pixels in [0, 1], got {images.dtype} "
+                f"images must be float32 (B, 3, H, W) with pixels in [0, 1], got {images.dtype} "
                 f"{tuple(images.shape)}"
             )
-        if images.shape[2] % DOWNSCALE or images.shape[3] % DOWNSCALE:
+        if images.shape[2] % DOWNSCALE or images.shape[3] % DOWNSCALE or not images.numel():
             raise ValueError(
-                f"height and width must be divisible by {DOWNSCALE}, got {tuple(images.shape[2:])}"
+                f"there must be at least one image, with a height and width divisible by "
+                f"{DOWNSCALE}, got {tuple(images.shape)}"
             )
+        if check_range:
+            low, high = (float(end) for end in images.aminmax())  # NaN if any pixel is
+            if not -OVERSHOOT <= low <= high <= 1 + OVERSHOOT:
+                raise ValueError(
+                    f"images must have pixels in [0, 1], got {low:g}..{high:g}: divide values in "
+                    "0..255 by 255, and do not normalise (the model does so itself if need be)"
+                )
         return (images - self.mean) / self.std if self.normalize else images
 
     def _to_pixels(self, raw: Tensor) -> Tensor:
@@ -243,15 +301,17 @@ class VQVAE(nn.Module):
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[torch.device]:
     """A block in which a model is in eval() and keeps nothing for gradients. At its end, be that an
-    error, the model is back in the mode it was in.
+    error, each of its modules is back in the mode it was in.
 
     Gives the device that the model is on. Tensors made inside are read-only for autograd and for
     changes in place: what leaves a function is made outside, or cloned there.
     """
-    was_training = model.training
-    model.eval()
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
     try:
         with torch.inference_mode():
             yield next(model.parameters()).device
     finally:
-        model.train(was_training)
+        for module in training:
+            module.training = True
