@@ -18,7 +18,8 @@ from safetensors import safe_open
 
 from vqlib import DEEP, WORKBOOK, EncodedDataset, load_model, open_dataset, save_model
 from vqlib.cache import fingerprint
-from vqlib.weights import PRETRAINED, codebook_fingerprint, model_notes
+from vqlib.quantizer import codebook_fingerprint
+from vqlib.weights import PRETRAINED, model_notes
 
 MODELS = {"ham10000": DEEP, "ham10000-report-layers": WORKBOOK}
 

@@ -8,11 +8,11 @@ from safetensors.torch import load_file, save_file
 from vqlib import DataError, PixelCNN, load_model
 from vqlib.cache import whole_file
 from vqlib.codes import EncodedDataset
+from vqlib.quantizer import codebook_fingerprint
 from vqlib.vqvae import VQVAE
 from vqlib.weights import (
     PRETRAINED,
     check_pair,
-    codebook_fingerprint,
     decoded_dataset,
     load_pretrained,
     save_model,

@@ -241,8 +241,6 @@ class PixelCNN(nn.Module):
             `VQVAE.codebook_fingerprint`); None if unknown.
     """
 
-    codebook_fingerprint: str | None = None
-
     def __init__(
         self,
         num_embeddings: int = 512,

@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .cache import fingerprint
+
 
 @torch.no_grad()
 def nearest_codes(vectors: Tensor, codebook: Tensor, max_scores: int = 2**18) -> Tensor:
@@ -159,6 +161,15 @@ def check_codes(codes: Tensor, num_embeddings: int) -> None:
         raise ValueError(
             f"codes must lie in 0..{num_embeddings - 1}, got {int(codes.min())}..{int(codes.max())}"
         )
+
+
+def codebook_fingerprint(codebook: Tensor) -> str:
+    """16 hex digits by which to know a codebook, the same for float32 and rounded to float16.
+
+    Args:
+        codebook: float (S, K, D).
+    """
+    return fingerprint(codebook.detach().half())
 
 
 class Quantized(NamedTuple):

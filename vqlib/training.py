@@ -35,8 +35,9 @@ from .data import (
 from .loop import Progress, Schedule, fit, pick_device
 from .metrics import code_bits, evaluate_vqvae
 from .pixelcnn import PixelCNN, PixelRCNN
+from .quantizer import codebook_fingerprint
 from .vqvae import IMAGENET_MEAN, VQVAE
-from .weights import codebook_fingerprint, load_model, mark_finished, save_model
+from .weights import load_model, mark_finished, save_model
 
 
 @dataclass(frozen=True)
@@ -320,7 +321,7 @@ def train_prior(
             "kind": "prior",
             "recipe": recipe.identity(),
             "codes": notes["codes"],
-            "codebook": fingerprint(encoded.codebook),
+            "codebook": codebook_fingerprint(encoded.codebook),
             "turned": None if encoded.turned is None else fingerprint(encoded.turned),
             "seed": seed,
             "model": prior.config,

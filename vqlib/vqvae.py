@@ -25,9 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .cache import fingerprint
 from .deep import DeepDecoder, DeepEncoder, start_as_linear_codec
-from .quantizer import VectorQuantizer, check_finite
+from .quantizer import VectorQuantizer, check_finite, codebook_fingerprint
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CHANNELS = (3, 32, 64, 128, 256, 256)
@@ -174,7 +173,7 @@ class VQVAE(nn.Module):
     @property
     def codebook_fingerprint(self) -> str:
         """16 hex digits by which to know the codebook; codes and priors fit one codebook only."""
-        return fingerprint(self.quantizer.codebook.float())
+        return codebook_fingerprint(self.quantizer.codebook)
 
     @torch.no_grad()
     def start_from(self, images: Tensor) -> None:

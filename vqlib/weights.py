@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
-from .cache import fingerprint, whole_file
+from .cache import whole_file
 from .classifier import LesionClassifier
 from .codes import EncodedDataset
 from .data import DataError, LesionDataset, work_dir
@@ -131,12 +131,6 @@ def mark_finished(path: Path, epochs: int) -> None:
     save_model(load_model(path), path, **notes | {"epochs": epochs, "finished": True})
 
 
-def codebook_fingerprint(codebook: Tensor) -> str:
-    """By which a prior knows the codebook whose codes it was trained on: 16 hex digits, the same
-    for weights in float32 and rounded to float16."""
-    return fingerprint(codebook.detach().half())
-
-
 def check_pair(vqvae: VQVAE, prior: PixelCNN) -> None:
     """Make sure that a prior was trained on the codes of this VQ-VAE. With those of another one it
     samples codes that decode to coloured noise.
@@ -144,7 +138,7 @@ def check_pair(vqvae: VQVAE, prior: PixelCNN) -> None:
     Raises:
         DataError: it was not. A prior that does not know its codebook passes.
     """
-    known, own = prior.codebook_fingerprint, codebook_fingerprint(vqvae.quantizer.codebook)
+    known, own = prior.codebook_fingerprint, vqvae.codebook_fingerprint
     if known not in (None, own):
         raise DataError(
             f"the prior was trained on the codes of another VQ-VAE (its codebook {known}, this one "
