@@ -306,13 +306,34 @@ def test_other_results_in_the_readme_are_those_of_their_benchmarks():
     def results(name):
         return json.loads((ROOT / f"data/results/{name}.json").read_text("utf-8"))
 
-    one, *others = (row["cached"]["times_faster"] for row in results("sampling")["rows"])
-    said = [f"{one:.1f}x for 1", *(f"{faster:.0f}x for" for faster in others)]
+    def span(values, digits):
+        ends = dict.fromkeys(f"{value:.{digits}f}" for value in (min(values), max(values)))
+        return " to ".join(ends)
+
+    machines = results("sampling")["machines"]
+    cached = {}
+    for row in (row for machine in machines for row in machine["rows"]):
+        cached.setdefault(row["n"], []).append(row["cached"])
+    said = [f"on {len(machines)} machine"]
+    for n, rows in cached.items():
+        faster, seconds = ([row[key] for row in rows] for key in ("times_faster", "seconds"))
+        said.append(f"{span(faster, 0)}x for {n} ({span(seconds, 2)} s)")
+    said.append(f"take {span([m['seconds_for_4_lesions'] for m in machines], 2)} s")
     for row in results("usefulness")["rows"].values():
         error = row["balanced_accuracy_error"]
         said.append(f"{100 * row['balanced_accuracy']:.0f} ± {100 * error:.0f} %")
     said += [f"in {100 * row['class_found']:.0f} %" for row in results("guidance")["rows"][:2]]
     assert not [text for text in said if text not in readme]
+
+
+def test_a_run_of_the_sampling_benchmark_replaces_only_its_own_processor():
+    spec = importlib.util.spec_from_file_location("speed", ROOT / "benchmarks" / "sampling.py")
+    speed = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(speed)
+    old, other = {"processor": speed.processor(), "torch": "1"}, {"processor": "another"}
+    new = {"processor": speed.processor(), "torch": "2"}
+    assert speed.processor() and speed.with_machine([old, other], new) == [other, new]
+    assert speed.with_machine([other], new) == [other, new]
 
 
 def test_top_level_is_what_the_readme_lists():
