@@ -6,25 +6,30 @@ All three draw from the prior that ships, with the same random numbers; in float
 the same codes, which is checked first. The unit is one forward pass over the whole grid, timed in
 turns with the cached sampler, so that the ratio says how many of the 256 passes are saved. It
 depends on where a process happens to get its memory and its threads, by a third and more; so five
-processes are asked, and the median counts. Results go to data/results/sampling.json.
+processes are asked, and the median counts. It also depends on the machine: one pass over many grids
+gains more from a fast processor than many small steps do. So data/results/sampling.json keeps an
+entry for each processor, with seconds beside ratios; a run replaces the entry of its own processor.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import platform
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vqlib import VQVAE, PixelCNN, load_pretrained, sample
-from vqlib.evaluation import save_results
+from vqlib.evaluation import load_results, save_results
 from vqlib.sampling import draw
 
 
@@ -88,6 +93,19 @@ def in_turns(n: int, rounds: int = 15) -> tuple[float, float]:
     return median(took for turn in turns for took in turn[:-1]), median(t[-1] for t in turns)
 
 
+def processor() -> str:
+    """The processor's name as Linux gives it, else as Python does ("x86_64" if it has no name)."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def with_machine(machines: list[dict[str, Any]], entry: dict[str, Any]) -> list[dict[str, Any]]:
+    """`machines` and `entry`, which replaces an earlier entry of the same processor."""
+    return [m for m in machines if m["processor"] != entry["processor"]] + [entry]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 16, 64])
@@ -98,6 +116,9 @@ def main() -> None:
         return
     vqvae, prior = load_pretrained("ham10000")
     result = {
+        "processor": processor(),
+        "torch": torch.__version__,
+        "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "processes": PROCESSES,
         "same_codes_in_float64": same_codes(prior),
@@ -121,7 +142,8 @@ def main() -> None:
         for way in WAYS:
             print(f"   {way} {row[way]['seconds']:.3f} s, {row[way]['times_faster']:.1f}x", end="")
         print(f"   {[round(x) for x in faster]}", flush=True)
-    save_results("sampling", result)
+    machines = load_results("sampling", {"machines": []})["machines"]
+    save_results("sampling", {"machines": with_machine(machines, result)})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Rivals are at their best and within their bytes; differences come with an honest interval."""
+"""Codecs are searched well and stay within their bytes; models are measured as codecs are."""
 
 import io
 from functools import partial
@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from vqlib import VQVAE
 from vqlib.codecs import (
     CODECS,
     best_file,
@@ -18,7 +19,8 @@ from vqlib.codecs import (
     raw_thumbnail,
 )
 from vqlib.data import synthetic_dataset
-from vqlib.metrics import paired_interval, psnr
+from vqlib.evaluation import RIVAL, as_text, evaluate, load_results, rivals
+from vqlib.metrics import evaluate_vqvae, paired_interval, psnr
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +82,45 @@ def test_simple_rivals(image, pixels):
     assert thumbnail.psnr > mean_colour(image).psnr + 3
     found = evaluate_codec(raw_thumbnail, pixels, torch.arange(1))
     assert float(found.psnr) == pytest.approx(thumbnail.psnr, abs=1e-3)
+
+
+def test_a_model_is_measured_on_8_bit_pixels_as_codecs_are(pixels, monkeypatch):
+    """A reconstruction that rounds to the image itself has no error, and its PSNR is finite."""
+    model = VQVAE()
+    forward = model.forward
+    near = lambda x: forward(x)._replace(reconstruction=x + 0.4 / 255)  # noqa: E731
+    monkeypatch.setattr(model, "forward", near)
+    found = evaluate_vqvae(model, pixels, torch.arange(2))
+    assert 90 < found.psnr.min() and found.psnr.isfinite().all()
+    assert found.ssim.tolist() == pytest.approx([1, 1], abs=1e-6)
+    same = Image.new("RGB", (64, 64), (200, 150, 120))
+    assert mean_colour(same).psnr == pytest.approx(float(found.psnr[0]))
+
+
+def test_a_codec_that_cannot_code_all_images_gets_no_means(tmp_path, monkeypatch):
+    monkeypatch.setenv("VQLIB_HOME", str(tmp_path))
+    some = lambda x: mean_colour(x) if np.asarray(x).sum() % 2 else None  # noqa: E731
+    codecs = {RIVAL: mean_colour, "some": some}
+    monkeypatch.setattr("vqlib.evaluation.rivals", lambda budget: codecs)
+    result = evaluate(synthetic_dataset(lesions=120), {"model": VQVAE()}, size=64)
+    n, rows = result["n"], result["rows"]
+    fits = sum(db is not None for db in result["psnr_db_of"]["some"].values())
+    assert 0 < fits < n and rows["some"] == {"n": fits}
+    assert rows[RIVAL]["n"] == n and {"psnr_db", "ssim", "bytes"} <= set(rows[RIVAL])
+    rows["model"]["note"] = "on other pixels"
+    lines = as_text(result).splitlines()
+    assert ["some", str(fits)] in [line.split() for line in lines]
+    assert "model: on other pixels" in lines
+
+
+def test_rows_say_at_which_speed_avif_was_run():
+    speed = CODECS["AVIF"]["speed"]
+    named = {f"AVIF speed {speed}", f"AVIF speed {speed}, headers free"}
+    assert {name for name in rivals(288) if "AVIF" in name} == named
+    for split in ("val", "test"):
+        kept = load_results(f"isic2018-{split}")
+        for rows in (kept["rows"], kept["psnr_db_of"]):
+            assert {name for name in rows if "AVIF" in name} == named
 
 
 def test_the_interval_is_of_the_pairs():

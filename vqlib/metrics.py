@@ -22,9 +22,26 @@ from .pixelcnn import PixelCNN
 from .quantizer import count_codes, perplexity
 from .vqvae import VQVAE, evaluating
 
+MAX_PSNR = 100.0  # dB; equal images would have an infinite PSNR, and so would every mean over them
+
+
+def to_8_bit(images: Tensor) -> Tensor:
+    """Round pixels to the 256 levels of an 8-bit image file.
+
+    Image codecs return 8-bit pixels, so a model that is compared with them is measured on 8-bit
+    pixels too. Rounding adds an error of variance 1 / (12 * 255^2) to each value.
+
+    Args:
+        images: float, pixels in [0, 1], any shape.
+
+    Returns:
+        float, same shape, multiples of 1/255.
+    """
+    return images.mul(255).round() / 255
+
 
 def psnr(images: Tensor, targets: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each image, in dB: 10 log10(1 / MSE).
+    """Peak signal-to-noise ratio of each image, in dB: 10 log10(1 / MSE), at most `MAX_PSNR`.
 
     Args:
         images, targets: float (B, 3, H, W), pixels in [0, 1].
@@ -32,11 +49,22 @@ def psnr(images: Tensor, targets: Tensor) -> Tensor:
     Returns:
         float (B,). The mean of these is *not* the PSNR of the mean MSE.
     """
-    return peak_signal_noise_ratio(images, targets, data_range=1.0, dim=(1, 2, 3), reduction="none")
+    found = peak_signal_noise_ratio(
+        images, targets, data_range=1.0, dim=(1, 2, 3), reduction="none"
+    )
+    return found.clamp_max(MAX_PSNR)
 
 
 def ssim(images: Tensor, targets: Tensor) -> Tensor:
     """Structural similarity of each image, Gaussian window 11, sigma 1.5 (Wang et al. 2004).
+
+    SSIM is the mean over all windows of a luminance factor times a factor for contrast and
+    structure. Its zero is not where the information ends: on 50 validation lesions at 256 px, one
+    flat colour (the mean of each image) has an SSIM of 0.77, and mid-grey for all images has 0.74.
+    For a flat image the second factor is C2 / (variance of the window + C2) with C2 = 0.03^2, and
+    skin is smooth: 91 % of the windows have a variance below C2 (a standard deviation below 7.7 of
+    255 levels), so this factor is 0.79 on average. The luminance factor is 0.97, although the means
+    of the windows differ by 22 levels. Compare SSIM with that of a flat colour, not with 0.
 
     Args:
         images, targets: float (B, 3, H, W), pixels in [0, 1].
@@ -56,8 +84,9 @@ class Quality:
     bytes: Tensor  # (n,) that each image takes
 
     def summary(self) -> dict[str, float | int]:
+        """Means over the images that could be coded, and how many these are ("n")."""
         return {
-            "n": int((~self.psnr.isnan()).sum()),  # those that could be done
+            "n": int((~self.psnr.isnan()).sum()),
             "psnr_db": float(self.psnr.nanmean()),
             "ssim": float(self.ssim.nanmean()),
         }
@@ -89,7 +118,19 @@ class Reconstruction(Quality):
 def evaluate_vqvae(
     vqvae: VQVAE, pixels: Pixels, indices: Tensor, batch_size: int = 32
 ) -> Reconstruction:
-    """Reconstruct the images `indices` in eval() and compare pixel by pixel."""
+    """PSNR, SSIM and code usage of a model in eval(), on 8-bit pixels as image codecs return them.
+
+    Args:
+        vqvae: its reconstructions are rounded by `to_8_bit` before they are measured.
+        pixels: uint8 images, (3, H, W) each; see `LesionDataset.pixels`.
+        indices: int64 (n,), the images to measure, such as a split.
+
+    Returns:
+        PSNR (dB), SSIM and bytes of each image, and how often each code was used over all of them.
+
+    Raises:
+        ValueError: `indices` is empty.
+    """
     if not len(indices):
         raise ValueError("no images to evaluate: the split is empty")
     quality, likeness, counts = [], [], []
@@ -97,8 +138,9 @@ def evaluate_vqvae(
         for images, _ in batches(pixels, indices, batch_size, shuffle=False):
             images = images.to(device)
             out = vqvae(images)
-            quality.append(psnr(out.reconstruction, images).cpu())
-            likeness.append(ssim(out.reconstruction, images).reshape(-1).cpu())
+            reconstruction = to_8_bit(out.reconstruction)
+            quality.append(psnr(reconstruction, images).cpu())
+            likeness.append(ssim(reconstruction, images).reshape(-1).cpu())
             counts.append(count_codes(out.codes, vqvae.quantizer.num_embeddings).cpu())
     codes_each = out.codes[0].numel()
     size = torch.full((len(indices),), codes_each * math.log2(vqvae.quantizer.num_embeddings) / 8)
