@@ -15,6 +15,8 @@ from PIL import Image
 from torchvision import transforms
 
 from vqlib import cache, data, synthetic
+from vqlib.__main__ import main
+from vqlib.augment import _generator
 from vqlib.data import (
     CLASSES,
     REASONS,
@@ -427,6 +429,8 @@ def generator(seed=0):
 def test_to_float(images):
     one = transforms.ToTensor()(images[0].permute(1, 2, 0).numpy())
     assert to_float(images)[0].equal(one)
+    with pytest.raises(ValueError, match="float64"):
+        to_float(one.double())  # in [0, 1] already
 
 
 def test_dihedral_only_moves_pixels(images):
@@ -470,6 +474,9 @@ def test_rotation_turns_each_image_by_its_own_angle():
 def test_corners():
     with pytest.raises(ValueError, match="'white'"):
         rotate_and_flip(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), generator(), corners="white")
+    for wrong in ({"corners": (0.5, 0.5, float("nan"))}, {"degrees": float("nan")}):
+        with pytest.raises(ValueError, match="nan"):
+            rotate_and_flip(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), generator(), **wrong)
     white = torch.full((32, 3, 64, 64), 255, dtype=torch.uint8)
     assert rotate_and_flip(white, generator()).min() > 0.999  # reflect: no black corner
     black = rotate_and_flip(white, generator(), corners="black")
@@ -503,6 +510,13 @@ def test_batches(ham):
     orders = [torch.cat([i for _, i in batches(pixels, indices, 3, epoch=e)]) for e in range(4)]
     assert len({tuple(order.tolist()) for order in orders}) == 4
     assert all(order.sort().values.equal(indices.sort().values) for order in orders)
+    with pytest.raises(ValueError, match="mask"):
+        next(batches(pixels, torch.arange(14) > 3, 14))
+
+
+def test_random_streams_are_the_same_everywhere():
+    """On every version of NumPy; with NumPy 1, `np.uint64 >> int` is a TypeError."""
+    assert _generator(7, 2, 1).initial_seed() == 6442943914433913233
 
 
 @pytest.mark.parametrize("augment", [None, dihedral, partial(rotate_and_flip, degrees=10)])
