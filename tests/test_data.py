@@ -194,6 +194,18 @@ def test_missing_lesions_are_refused(isic):
         open_dataset(isic)
 
 
+def test_a_lesion_with_two_diagnoses_is_refused(ham, isic):
+    said = rf"HAM_0000001 have two diagnoses, NV \({IDS[2]}\) and BKL \({IDS[3]}\)"
+    table(ham / "HAM10000_metadata.csv", spoil(metadata(), -4, "dx", "bkl"))
+    name = "ISIC2018_Task3_Training_GroundTruth"
+    rows = groundtruth()
+    rows[4][1:] = [float(c == "BKL") for c in CLASSES]
+    table(isic / name / f"{name}.csv", rows)
+    for folder in (ham, isic):
+        with pytest.raises(DataError, match=said):
+            open_dataset(folder)
+
+
 def test_missing_folder_table_and_pictures_are_refused(ham, isic, tmp_path):
     with pytest.raises(DataError, match="nowhere does not exist"):
         open_dataset(tmp_path / "nowhere")
@@ -242,6 +254,42 @@ def test_work_dir(tmp_path, monkeypatch):
     assert data.work_dir() == tmp_path / ".cache" / "vqlib"
     (tmp_path / "pyproject.toml").touch()
     assert data.work_dir() == tmp_path / "build"
+
+
+# --- pictures
+
+
+def test_every_kind_of_picture_is_converted_or_refused(ham, monkeypatch):
+    dataset, path = open_dataset(ham), ham / "HAM10000_images_part_1" / f"{IDS[0]}.jpg"
+    colour = Image.fromarray(np.random.default_rng(0).integers(0, 256, (45, 60, 3), np.uint8))
+
+    def read(image, form="PNG", **options):
+        image.save(path, form, **options)
+        return np.asarray(dataset.image(0))
+
+    grey = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)
+    for sixteen_bits in (grey, grey + (grey < 65535), grey.astype(">u2")):
+        form = "PNG" if sixteen_bits.dtype == np.uint16 else "TIFF"
+        out = read(Image.fromarray(sixteen_bits), form)
+        assert np.array_equal(out[..., 0].flatten(), np.arange(256)) and out.shape == (16, 16, 3)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter of a circle
+    assert np.array_equal(read(colour, exif=exif), np.rot90(colour, -1))
+    opaque = colour.copy()
+    opaque.putalpha(255)
+    assert np.array_equal(read(opaque), np.asarray(colour))
+
+    opaque.putpixel((3, 3), (0, 0, 0, 254))
+    palette = colour.quantize(8)
+    for transparent, options in ((opaque, {}), (palette, {"transparency": 0})):
+        with pytest.raises(DataError, match=f"{IDS[0]}.jpg has transparent pixels, .* Save it"):
+            read(transparent, **options)
+    for dtype in (np.int32, np.float32):
+        with pytest.raises(DataError, match=r"32-bit pixels .* Convert"):
+            read(Image.fromarray(grey.astype(dtype)), "TIFF")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(DataError, match=r"is too large .* scale the picture down"):
+        read(colour)
 
 
 # --- groups and splits
