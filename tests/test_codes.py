@@ -1,5 +1,7 @@
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from vqlib import VQVAE, DataError, EncodedDataset, encode_dataset, open_dataset
 from vqlib.augment import moved
@@ -91,3 +93,97 @@ def test_the_eight_orientations_are_a_group():
         for a in range(8)
         for b in range(8)
     )
+
+
+def unsorted(data):
+    """The same with its training images in another order, and with (made up) orientations."""
+    split = data.split._replace(train=data.split.train.flip(0))
+    turned = torch.cat([data.codes[split.train][None], torch.randint(512, (7, 6, 8, 8, 4))])
+    return EncodedDataset(data.codes, data.labels, split, data.codebook, turned=turned)
+
+
+def test_orientations_stay_with_their_images(tmp_path):
+    data = unsorted(encoded())
+    data.save(tmp_path / "codes.safetensors")
+    back = EncodedDataset.load(tmp_path / "codes.safetensors")
+    assert torch.equal(back.split.train, data.split.train.flip(0))
+    assert torch.equal(back.turned, data.turned.flip(1))
+
+
+def changed(tensor, value):
+    tensor = tensor.clone()
+    tensor.view(-1)[-1] = value
+    return tensor
+
+
+WRONG = {
+    "codes of another dtype": lambda d: {"codes": d.codes.int()},
+    "codes of another shape": lambda d: {"codes": d.codes[0]},
+    "a code that is too large": lambda d: {"codes": changed(d.codes, 512)},
+    "a negative code": lambda d: {"codes": changed(d.codes, -1)},
+    "too few labels": lambda d: {"labels": d.labels[1:]},
+    "a label that is too large": lambda d: {"labels": changed(d.labels, 7)},
+    "an index that is too large": lambda d: {"split": d.split._replace(val=torch.tensor([10]))},
+    "an image in two parts": lambda d: {"split": d.split._replace(val=d.split.test)},
+    "a mask as split": lambda d: {"split": d.split._replace(val=torch.zeros(10) > 0)},
+    "a codebook with NaN": lambda d: {"codebook": changed(d.codebook, float("nan"))},
+    "a codebook without slots": lambda d: {"codebook": d.codebook[0]},
+    "three codebooks for four slots": lambda d: {"codebook": d.codebook[:3]},
+    "seven orientations": lambda d: {"turned": d.turned[:7]},
+    "an orientation with a code too large": lambda d: {"turned": changed(d.turned, 512)},
+    "orientations of other images": lambda d: {"turned": d.turned.flip(1)},
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_wrong_tensors_are_refused(tmp_path, wrong):
+    data = unsorted(encoded())
+    right = {"codes", "labels", "split", "codebook", "turned"}
+    tensors = {name: getattr(data, name) for name in right} | WRONG[wrong](data)
+    with pytest.raises(ValueError):
+        EncodedDataset(**tensors)
+    for name, tensor in tensors.items():
+        setattr(data, name, tensor)
+    with pytest.raises(ValueError):
+        data.save(tmp_path / "codes.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_split_that_leaves_images_out_is_not_saved(tmp_path):
+    data = encoded()
+    part = data.split._replace(train=data.split.train[:2])
+    part = EncodedDataset(data.codes, data.labels, part, data.codebook)  # for a training
+    with pytest.raises(ValueError, match="4 of 10 images"):
+        part.save(tmp_path / "codes.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("packed", lambda t: t.fill_(255)),  # codes of 511, but there are 500 codebook vectors
+        ("labels", lambda t: t.fill_(7)),
+        ("labels", lambda t: t[1:]),
+        ("labels", lambda t: t.float()),
+        ("split", lambda t: t.fill_(3)),
+        ("split", lambda t: t[1:]),
+        ("codebook", lambda t: t.fill_(torch.inf)),
+        ("codebook", lambda t: t[:3]),
+        ("shape", "10x8x32"),
+        ("shape", "10x8x-8x-4"),
+        ("shape", "10x16x8x2"),
+    ],
+)
+def test_a_file_with_wrong_content_is_refused(tmp_path, name, change):
+    data, file = encoded(), tmp_path / "codes.safetensors"
+    data.codes, data.codebook = data.codes % 500, data.codebook[:, :500]
+    data.save(file)
+    with safe_open(file, framework="pt") as opened:
+        metadata = opened.metadata()
+        tensors = {key: opened.get_tensor(key) for key in opened.keys()}
+    if name == "shape":
+        metadata["shape"] = change
+    else:
+        tensors[name] = change(tensors[name]).contiguous()
+    save_file(tensors, file, metadata=metadata)
+    with pytest.raises(DataError, match=r"codes.safetensors is not a file of codes \(.*encode"):
+        EncodedDataset.load(file)

@@ -3,7 +3,9 @@
 import csv
 import hashlib
 import http.server
+import os
 import threading
+import time
 import zipfile
 from functools import partial
 from types import SimpleNamespace
@@ -15,6 +17,8 @@ from PIL import Image
 from torchvision import transforms
 
 from vqlib import cache, data, synthetic
+from vqlib.__main__ import main
+from vqlib.augment import _generator
 from vqlib.data import (
     CLASSES,
     REASONS,
@@ -155,6 +159,7 @@ def spoil(rows, line, column, value):
     ("rows", "said"),
     [
         ([row[1:] for row in metadata()], "lacks the column lesion_id"),
+        ([[*row, row[2]] for row in metadata()], "more than one column dx"),
         (metadata()[:1], "no rows"),
         ([], "lacks the column lesion_id, image_id, dx"),
         ([*metadata(), metadata()[3]], f"{IDS[11]} twice"),
@@ -190,6 +195,18 @@ def test_missing_lesions_are_refused(isic):
     file.unlink()
     with pytest.raises(DataError, match=r"LesionGroupings.csv is missing in .*Get it from"):
         open_dataset(isic)
+
+
+def test_a_lesion_with_two_diagnoses_is_refused(ham, isic):
+    said = rf"HAM_0000001 have two diagnoses, NV \({IDS[2]}\) and BKL \({IDS[3]}\)"
+    table(ham / "HAM10000_metadata.csv", spoil(metadata(), -4, "dx", "bkl"))
+    name = "ISIC2018_Task3_Training_GroundTruth"
+    rows = groundtruth()
+    rows[4][1:] = [float(c == "BKL") for c in CLASSES]
+    table(isic / name / f"{name}.csv", rows)
+    for folder in (ham, isic):
+        with pytest.raises(DataError, match=said):
+            open_dataset(folder)
 
 
 def test_missing_folder_table_and_pictures_are_refused(ham, isic, tmp_path):
@@ -240,6 +257,42 @@ def test_work_dir(tmp_path, monkeypatch):
     assert data.work_dir() == tmp_path / ".cache" / "vqlib"
     (tmp_path / "pyproject.toml").touch()
     assert data.work_dir() == tmp_path / "build"
+
+
+# --- pictures
+
+
+def test_every_kind_of_picture_is_converted_or_refused(ham, monkeypatch):
+    dataset, path = open_dataset(ham), ham / "HAM10000_images_part_1" / f"{IDS[0]}.jpg"
+    colour = Image.fromarray(np.random.default_rng(0).integers(0, 256, (45, 60, 3), np.uint8))
+
+    def read(image, form="PNG", **options):
+        image.save(path, form, **options)
+        return np.asarray(dataset.image(0))
+
+    grey = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)
+    for sixteen_bits in (grey, grey + (grey < 65535), grey.astype(">u2")):
+        form = "PNG" if sixteen_bits.dtype == np.uint16 else "TIFF"
+        out = read(Image.fromarray(sixteen_bits), form)
+        assert np.array_equal(out[..., 0].flatten(), np.arange(256)) and out.shape == (16, 16, 3)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter of a circle
+    assert np.array_equal(read(colour, exif=exif), np.rot90(colour, -1))
+    opaque = colour.copy()
+    opaque.putalpha(255)
+    assert np.array_equal(read(opaque), np.asarray(colour))
+
+    opaque.putpixel((3, 3), (0, 0, 0, 254))
+    palette = colour.quantize(8)
+    for transparent, options in ((opaque, {}), (palette, {"transparency": 0})):
+        with pytest.raises(DataError, match=f"{IDS[0]}.jpg has transparent pixels, .* Save it"):
+            read(transparent, **options)
+    for dtype in (np.int32, np.float32):
+        with pytest.raises(DataError, match=r"32-bit pixels .* Convert"):
+            read(Image.fromarray(grey.astype(dtype)), "TIFF")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(DataError, match=r"is too large .* scale the picture down"):
+        read(colour)
 
 
 # --- groups and splits
@@ -296,9 +349,12 @@ def test_three_lesions_are_enough_for_three_sides(fractions):
         sides = dataset.split(seed, fractions)
         assert all(set(dataset.labels[side].tolist()) == {0, 3} for side in sides)
     assert len(dataset.split(0, (0.9, 0.1, 0)).test) == 0
-    for wrong in ((0.8, 0.1), (0.8, 0.1, 0.2), (1.1, -0.1, 0)):
+    for wrong in ((0.8, 0.1), (0.8, 0.1, 0.2), (1.1, -0.1, 0), (0.8, float("nan"), 0.1)):
         with pytest.raises(ValueError, match="three numbers"):
             dataset.split(0, wrong)
+    for wrong in (0.0, None, True):
+        with pytest.raises(ValueError, match="whole number"):
+            dataset.split(wrong)
 
 
 # --- the cache
@@ -363,6 +419,8 @@ def test_cache_is_built_once_for_the_same_inputs(ham, monkeypatch):
     assert len(built) == 14
     with pytest.raises(ValueError, match="crop"):
         open_dataset(ham).pixels(32, "fill")
+    with pytest.raises(ValueError, match="size in pixels"):
+        open_dataset(ham).pixels(32.0)
     for lesions, seed in ((4, 0), (3, 1)):
         assert (
             synthetic_dataset(lesions, seed).pixels(32).path != synthetic_dataset(3).pixels(32).path
@@ -385,16 +443,25 @@ def test_a_build_that_dies_leaves_nothing(ham, monkeypatch):
     with pytest.raises(DataError, match="set VQLIB_HOME"):
         dataset.pixels(48)
     monkeypatch.undo()
+
+    def fill_the_disk(rows, size):
+        raise OSError(28, "No space left on device")
+
+    full = data.LesionDataset("decoded", ["a"], [0], ["a"], render=fill_the_disk)
+    with pytest.raises(DataError, match=r"could not be written .*No space left"):
+        full.pixels(48)
+    assert not list(folder.glob("decoded-48-*"))
     killed = folder / f"ham10000-48-{16 * '0'}-{8 * '0'}.part"
+    building = folder / f"ham10000-48-{16 * '0'}-{8 * '1'}.part"
     foreign = folder / "film.part"
-    for part in (killed, foreign):
-        part.touch()
-        cache.os.utime(part, (0, 0))
-    pixels = dataset.pixels(48)
-    assert len(pixels) == 14 and not killed.exists() and foreign.exists()
-    pixels.path.write_bytes(pixels.path.read_bytes()[:500])
-    with pytest.raises(DataError, match=r"damaged .* delete it"):
-        dataset.pixels(48)
+    for part in (killed, building, foreign):
+        part.mkdir()
+        (part / "images.npy").touch()
+        for path in (part / "images.npy", part):
+            os.utime(path, (0, 0))
+    (building / "images.npy").write_bytes(b"just now")
+    assert len(dataset.pixels(48)) == 14
+    assert not killed.exists() and building.exists() and foreign.exists()
 
 
 def test_builders_at_the_same_time(ham):
@@ -408,7 +475,75 @@ def test_builders_at_the_same_time(ham):
         thread.join()
     assert len(results) == 4 and all(result.equal(results[0]) for result in results)
     files = list((data.work_dir() / "cache").glob("ham10000-40-*"))
-    assert len(files) == 1 and files[0].suffix == ".npy"
+    assert len(files) == 1 and (files[0] / "images.npy").is_file()
+
+
+def test_a_changed_picture_is_read_again(ham):
+    """Even if its size and its time of modification are as before."""
+    path, dataset = ham / "HAM10000_images_part_1" / f"{IDS[0]}.jpg", open_dataset(ham)
+    prints = []
+    for colour in ("red", "blue"):
+        Image.new("RGB", (40, 40), colour).save(path, "BMP")  # always of the same size
+        os.utime(path, (0, 0))
+        pixels = dataset.pixels(24)
+        now = torch.tensor(np.array(dataset.image(0))[:24, :24])
+        assert pixels[0].equal(now.permute(2, 0, 1))
+        prints.append(pixels.fingerprint)
+        time.sleep(0.02)  # file systems count time in steps of up to 10 ms
+    assert len(set(prints)) == 2 and dataset.pixels(24).fingerprint == prints[1]
+
+
+@pytest.mark.parametrize("file", ["images.npy", "checksums.json"])
+def test_a_damaged_cache_is_refused(ham, tmp_path, monkeypatch, file):
+    monkeypatch.setenv("VQLIB_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(cache, "CHUNK", 4)
+    dataset = open_dataset(ham)
+    folder, whole = dataset.pixels(24).path.parent, dataset.pixels(24)[:]
+    good = (folder / file).read_bytes()
+    flipped = bytearray(good)
+    flipped[-1 if file == "images.npy" else good.index(b"[") + 1] ^= 1
+    for bad in (flipped, good[: len(good) // 2], b""):
+        (folder / file).write_bytes(bad)
+        with pytest.raises(DataError, match=rf"damaged .* delete the folder {folder}"):
+            pixels = dataset.pixels(24)
+            if file == "images.npy":
+                assert pixels[:12].equal(whole[:12])  # in other blocks than the flipped bit
+            pixels[:]
+    (folder / file).unlink()
+    with pytest.raises(DataError, match="delete the folder"):
+        dataset.pixels(24)
+
+
+def test_verify_compares_the_bytes_of_pictures(ham, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("VQLIB_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(data.LesionDataset, "_inputs", lambda self: "a disk that records no times")
+    open_dataset(ham, verify=True).pixels(32)  # without a cache, there is nothing to compare
+    open_dataset(ham, verify=True)
+    path = ham / "HAM10000_images_part_1" / f"{IDS[2]}.jpg"
+    picture(path, 99)
+    open_dataset(ham)
+    with pytest.raises(DataError, match=rf"1 of 14 pictures \({path} is the first\).* Get them"):
+        open_dataset(ham, verify=True)
+    assert main(["train-vqvae", "--data", str(ham), "--size", "32", "--verify"]) == 2
+    assert "1 of 14 pictures" in capsys.readouterr().err
+
+
+def test_fingerprint_of_rendered_images(tmp_path, monkeypatch):
+    """It depends on what is rendered, not on the last bit that a processor makes of it."""
+
+    def rendered(last_bit, key):
+        monkeypatch.setenv("VQLIB_HOME", str(tmp_path / f"{last_bit} {key}"))
+
+        def render(rows, size):
+            return np.full((len(rows), size, size, 3), last_bit, dtype=np.uint8)
+
+        dataset = data.LesionDataset("decoded", ["a"], [0], ["a"], render=render, render_key=key)
+        return [dataset.pixels(size, fit).fingerprint for size, fit in ((8, "crop"), (8, "squash"))]
+
+    assert rendered(0, "one") == rendered(1, "one")
+    assert len({*rendered(0, "one"), *rendered(0, "two")}) == 4
+    seeds = [synthetic_dataset(3, seed).pixels(32).fingerprint for seed in (0, 0, 1)]
+    assert seeds[0] == seeds[1] != seeds[2]
 
 
 # --- augmentation and batches
@@ -427,6 +562,8 @@ def generator(seed=0):
 def test_to_float(images):
     one = transforms.ToTensor()(images[0].permute(1, 2, 0).numpy())
     assert to_float(images)[0].equal(one)
+    with pytest.raises(ValueError, match="float64"):
+        to_float(one.double())  # in [0, 1] already
 
 
 def test_dihedral_only_moves_pixels(images):
@@ -470,6 +607,9 @@ def test_rotation_turns_each_image_by_its_own_angle():
 def test_corners():
     with pytest.raises(ValueError, match="'white'"):
         rotate_and_flip(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), generator(), corners="white")
+    for wrong in ({"corners": (0.5, 0.5, float("nan"))}, {"degrees": float("nan")}):
+        with pytest.raises(ValueError, match="nan"):
+            rotate_and_flip(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), generator(), **wrong)
     white = torch.full((32, 3, 64, 64), 255, dtype=torch.uint8)
     assert rotate_and_flip(white, generator()).min() > 0.999  # reflect: no black corner
     black = rotate_and_flip(white, generator(), corners="black")
@@ -503,6 +643,13 @@ def test_batches(ham):
     orders = [torch.cat([i for _, i in batches(pixels, indices, 3, epoch=e)]) for e in range(4)]
     assert len({tuple(order.tolist()) for order in orders}) == 4
     assert all(order.sort().values.equal(indices.sort().values) for order in orders)
+    with pytest.raises(ValueError, match="mask"):
+        next(batches(pixels, torch.arange(14) > 3, 14))
+
+
+def test_random_streams_are_the_same_everywhere():
+    """On every version of NumPy; with NumPy 1, `np.uint64 >> int` is a TypeError."""
+    assert _generator(7, 2, 1).initial_seed() == 6442943914433913233
 
 
 @pytest.mark.parametrize("augment", [None, dihedral, partial(rotate_and_flip, degrees=10)])

@@ -57,6 +57,11 @@ def test_size_changes_the_resolution_not_the_picture():
     assert np.abs(small - large).mean() < 0.25 * np.abs(other - large).mean()
 
 
+@pytest.mark.parametrize("size", [33, 80])
+def test_every_size_is_drawn(size):
+    assert render([0], [0], [0], size).shape == (1, size, size, 3)
+
+
 def test_views_of_a_lesion_are_nearer_than_other_lesions():
     labels, lesions = np.repeat(np.arange(7), 8), np.arange(56)
     one, two = (

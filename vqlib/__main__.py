@@ -72,6 +72,11 @@ def _parser() -> argparse.ArgumentParser:
     def add_data(p: argparse.ArgumentParser) -> None:
         p.add_argument("--data", help="folder of images; default: as open_dataset()")
         p.add_argument("--size", type=_pixels, default=256, help="pixels, divisible by 32")
+        p.add_argument(
+            "--verify",
+            action="store_true",
+            help="read all pictures and compare them with those that the cache was built from",
+        )
 
     def add_training(p: argparse.ArgumentParser, run: str) -> None:
         p.add_argument("--recipe", choices=RECIPES, default="workbook")
@@ -145,7 +150,7 @@ def _download(options: argparse.Namespace) -> None:
 
 def _train_vqvae(options: argparse.Namespace) -> None:
     train_vqvae(
-        open_dataset(options.data),
+        open_dataset(options.data, verify=options.verify),
         RECIPES[options.recipe],
         run=options.run,
         size=options.size,
@@ -158,7 +163,7 @@ def _train_vqvae(options: argparse.Namespace) -> None:
 
 
 def _encode(options: argparse.Namespace) -> None:
-    data = open_dataset(options.data)
+    data = open_dataset(options.data, verify=options.verify)
     split = RECIPES[options.recipe].split(data)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     vqvae = load_model(options.vqvae, VQVAE)
@@ -209,7 +214,7 @@ def _sample(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    data = open_dataset(options.data)
+    data = open_dataset(options.data, verify=options.verify)
     names = options.vqvae or shipped()
     files = [PRETRAINED / name / "vqvae.safetensors" for name in names]
     files = [

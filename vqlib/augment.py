@@ -8,6 +8,7 @@ returns float32 pixels in [0, 1], in channels_last memory, the layout that convo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Literal
 
@@ -23,8 +24,16 @@ Augment = Callable[[Tensor, Generator], Tensor]
 
 
 def to_float(images: Tensor) -> Tensor:
-    """uint8 in 0..255 to float32 in [0, 1], as torchvision's ToTensor; float32 stays as it is."""
-    return images if images.dtype == torch.float32 else images.to(torch.float32).div_(255)
+    """uint8 in 0..255 to float32 in [0, 1], as torchvision's ToTensor; float32 stays as it is.
+
+    Raises:
+        ValueError: another dtype, whose range is unknown.
+    """
+    if images.dtype == torch.float32:
+        return images
+    if images.dtype != torch.uint8:
+        raise ValueError(f"images must be uint8 or float32, got {images.dtype}")
+    return images.to(torch.float32).div_(255)
 
 
 def moved(images: Tensor, move: int) -> Tensor:
@@ -85,10 +94,18 @@ def rotate_and_flip(
         float32 (B, 3, S, S) in [0, 1], channels_last.
 
     Raises:
-        ValueError: `corners` is another word.
+        ValueError: `degrees` is not finite, or `corners` is something else.
     """
-    if isinstance(corners, str) and corners not in ("reflect", "black"):
-        raise ValueError(f'corners must be "reflect", "black" or a colour, got {corners!r}')
+    if not math.isfinite(degrees):
+        raise ValueError(f"degrees must be a finite number, got {degrees}")
+    if isinstance(corners, str):
+        known = corners in ("reflect", "black")
+    else:
+        known = len(corners) == 3 and all(0 <= value <= 1 for value in corners)
+    if not known:
+        raise ValueError(
+            f'corners must be "reflect", "black" or three numbers in [0, 1], got {corners!r}'
+        )
     count = len(images)
     angles = (torch.rand(count, generator=generator) * 2 - 1).mul(degrees).deg2rad()
     flip_x, flip_y = torch.randint(2, (2, count), generator=generator) * 2.0 - 1
@@ -155,8 +172,16 @@ def batches(
 
     Yields:
         Images, float32 (B, 3, S, S) in [0, 1], channels_last; and their indices, int64 (B,).
+
+    Raises:
+        ValueError: `indices` is not a list of whole numbers; a mask, for example.
     """
-    indices = torch.as_tensor(indices)
+    indices = torch.as_tensor(indices, dtype=None if len(indices) else torch.int64)
+    if indices.ndim != 1 or indices.dtype == torch.bool or indices.is_floating_point():
+        raise ValueError(
+            f"indices must be int64 (n,), got {indices.dtype} {tuple(indices.shape)}; "
+            "a mask becomes indices by mask.nonzero().flatten()"
+        )
     if shuffle:
         indices = indices[torch.randperm(len(indices), generator=_generator(seed, epoch, 0))]
     for number, chosen in enumerate(indices.split(batch_size)):
@@ -172,7 +197,7 @@ def batches(
 def _generator(*key: int) -> Generator:
     """A generator that depends on every number of `key`; neighbours are unrelated."""
     state = np.random.SeedSequence(key).generate_state(1, np.uint64)
-    return Generator().manual_seed(int(state[0] >> 1))  # 63 bits
+    return Generator().manual_seed(int(state[0]) >> 1)  # 63 bits
 
 
 REASONS = {

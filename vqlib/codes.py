@@ -7,6 +7,7 @@ in the 64-bit integers that PyTorch computes with.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,27 +51,51 @@ def unpack_codes(packed: np.ndarray, bits: int, shape: tuple[int, ...]) -> Tenso
     """The inverse of `pack_codes`: int64 codes of the given shape.
 
     Raises:
-        ValueError: there are more or fewer bytes than the shape needs.
+        ValueError: there are more or fewer bytes than the shape needs, or they are not uint8.
     """
-    count = int(np.prod(shape))
-    if packed.size != -(-count * bits // 8):
-        raise ValueError(f"{packed.size} bytes can't be {count} codes of {bits} bits")
+    count = math.prod(shape)
+    if packed.dtype != np.uint8 or packed.shape != (-(-count * bits // 8),):
+        raise ValueError(
+            f"{packed.dtype} {packed.shape} can't be {count} codes of {bits} bits as bytes"
+        )
     digits = np.unpackbits(packed, count=count * bits).reshape(count, bits)
     codes = digits.astype(np.int64) @ (1 << np.arange(bits - 1, -1, -1))
     return torch.from_numpy(codes).reshape(shape)
+
+
+def _expect(
+    name: str,
+    tensor: Tensor,
+    dtype: torch.dtype,
+    shape: tuple[int | None, ...],
+    end: int | None = None,
+) -> None:
+    """Raises ValueError if a tensor has another dtype or shape (None: any number), or a value
+    outside 0..end-1."""
+    sizes = tensor.shape
+    fits = len(sizes) == len(shape) and all(w in (None, n) for w, n in zip(shape, sizes))
+    if tensor.dtype != dtype or not fits:
+        wanted = str(shape).replace("None", "*")
+        raise ValueError(f"{name}: expected {dtype} {wanted}, got {tensor.dtype} {tuple(sizes)}")
+    if end is not None and tensor.numel() and (tensor.min() < 0 or tensor.max() >= end):
+        raise ValueError(f"{name}: expected 0..{end - 1}, got {tensor.min()}..{tensor.max()}")
 
 
 class EncodedDataset(Dataset):
     """The codes of a data set, with its labels and its split by lesion.
 
     Attributes:
-        codes: int64 (N, h, w, slots).
+        codes: int64 (N, h, w, slots), in 0..K-1, on the CPU as all tensors here.
         labels: int64 (N,), numbers into `CLASSES`.
-        split: `Split` of index tensors; the same images as in the data set that was encoded.
-        codebook: float32 (1 or slots, K, D), needed only by `vectors`.
+        split: `Split` of int64 index tensors; the same images as in the data set that was encoded.
+            A part of the images may be left out, but none may be in two parts.
+        codebook: float32 (1 or slots, K, D), finite, needed only by `vectors`.
         source: one line saying where the codes come from.
         turned: int64 (8, len(split.train), h, w, slots): the training images in all eight
             orientations, in the order of `vqlib.augment.moved`; None before `add_turned`.
+
+    Raises:
+        ValueError: a tensor has another shape, dtype or range.
     """
 
     def __init__(
@@ -84,6 +109,28 @@ class EncodedDataset(Dataset):
     ) -> None:
         self.codes, self.labels, self.split = codes, labels, split
         self.codebook, self.source, self.turned = codebook, source, turned
+        self._check()
+
+    def _check(self) -> None:
+        """Raises ValueError if the tensors are not as the class describes them."""
+        codes, book = self.codes, self.codebook
+        _expect("codebook", book, torch.float32, (None, None, None))
+        _expect("codes", codes, torch.int64, (None, None, None, None), book.shape[1])
+        _expect("labels", self.labels, torch.int64, (len(codes),), len(CLASSES))
+        for name, part in zip(SPLITS, self.split, strict=True):
+            _expect(f"split.{name}", part, torch.int64, (None,), len(codes))
+        every = torch.cat(list(self.split))
+        if len(every.unique()) < len(every):
+            raise ValueError("split: expected each image once, got an image more than once")
+        if not (codes.numel() and book.numel() and book.isfinite().all()):
+            raise ValueError("expected codes, and a codebook of finite numbers")
+        if len(book) not in (1, codes.shape[3]):
+            raise ValueError(f"expected 1 or {codes.shape[3]} codebooks, got {len(book)}")
+        if self.turned is not None:
+            train = codes[self.split.train]
+            _expect("turned", self.turned, torch.int64, (8, *train.shape), book.shape[1])
+            if not torch.equal(self.turned[0], train):
+                raise ValueError("turned: expected the first orientation to be the training codes")
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -115,7 +162,16 @@ class EncodedDataset(Dataset):
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file: codes packed, labels, split, codebook. It appears whole or not
-        at all."""
+        at all.
+
+        The parts of the split come back in ascending order.
+
+        Raises:
+            ValueError: a tensor is not as described above, or an image is in no part of the split.
+        """
+        self._check()
+        if (missing := len(self) - sum(map(len, self.split))) > 0:
+            raise ValueError(f"{missing} of {len(self)} images are in no part of the split")
         names = torch.empty(len(self), dtype=torch.uint8)
         for number, indices in enumerate(self.split):
             names[indices] = number
@@ -126,7 +182,8 @@ class EncodedDataset(Dataset):
             "codebook": self.codebook.contiguous(),
         }
         if self.turned is not None:
-            tensors["turned"] = torch.from_numpy(pack_codes(self.turned[1:], self.bits))
+            ascending = self.turned[1:, self.split.train.argsort()]
+            tensors["turned"] = torch.from_numpy(pack_codes(ascending, self.bits))
         shape = "x".join(map(str, self.codes.shape))
         with whole_file(Path(path)) as beside:
             save_file(tensors, beside, metadata={"shape": shape, "source": self.source})
@@ -137,29 +194,37 @@ class EncodedDataset(Dataset):
 
         Raises:
             FileNotFoundError: no such file.
-            DataError: the file is not one of `save`'s.
+            DataError: the file is not one of `save`'s, or what it holds is not as described above.
         """
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
             shape = tuple(int(n) for n in metadata["shape"].split("x"))
-            codebook = tensors["codebook"].float()
+            codebook, part = tensors["codebook"].float(), tensors["split"]
+            if len(shape) != 4 or min(shape) < 1 or codebook.ndim != 3:
+                raise ValueError(f"codes of shape {shape}, a codebook of {tuple(codebook.shape)}")
+            if part.dtype != torch.uint8 or part.shape != shape[:1] or part.max() > 2:
+                raise ValueError(f"expected a split of uint8 ({shape[0]},) in 0..2")
+            if tensors["labels"].dtype != torch.uint8:
+                raise ValueError(f"expected labels of uint8, got {tensors['labels'].dtype}")
             bits = (codebook.shape[1] - 1).bit_length()
             codes = unpack_codes(tensors["packed"].numpy(), bits, shape)
-            split = Split(*((tensors["split"] == n).nonzero().flatten() for n in range(3)))
+            split = Split(*((part == n).nonzero().flatten() for n in range(3)))
             labels = tensors["labels"].long()
             turned = None
             if "turned" in tensors:
                 packed, train = tensors["turned"].numpy(), codes[split.train]
                 turned = unpack_codes(packed, bits, (7, *train.shape))
                 turned = torch.cat([train[None], turned])
-        except (SafetensorError, KeyError, ValueError) as error:
+            return cls(codes, labels, split, codebook, metadata.get("source", ""), turned)
+        except FileNotFoundError:
+            raise
+        except (SafetensorError, KeyError, OSError, ValueError) as error:
             raise DataError(
                 f"{path} is not a file of codes ({error}): write one with "
                 "`python -m vqlib encode`, or EncodedDataset.save"
             ) from error
-        return cls(codes, labels, split, codebook, metadata.get("source", ""), turned)
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{len(i)} {name}" for name, i in zip(SPLITS, self.split, strict=True))
@@ -221,13 +286,14 @@ def add_turned(
     """
     train, turned = encoded.split.train, [encoded.codes[encoded.split.train]]
     device = next(vqvae.parameters()).device
+    pixels = None if data is None else data.pixels(size)
 
     def pictures(move: int) -> Iterator[Tensor]:
         for part in train.split(batch_size):
-            if data is None:
+            if pixels is None:
                 images = vqvae.decode(encoded.codes[part].to(device))
             else:
-                images = to_float(data.pixels(size)[part])
+                images = to_float(pixels[part])
             yield moved(images, move)
 
     for move in range(1, 8):

@@ -22,7 +22,17 @@ from torch import Tensor
 
 from . import synthetic
 from .augment import REASONS, batches, dihedral, report_transforms, rotate_and_flip, to_float
-from .cache import REPOSITORY, Fit, Pixels, build, square, work_dir
+from .cache import (
+    REPOSITORY,
+    Fit,
+    Pixels,
+    build,
+    compare_pictures,
+    fingerprint,
+    read_picture,
+    square,
+    work_dir,
+)
 from .download import download
 from .layouts import DataError, find_tables, read_layout
 from .synthetic import CLASSES
@@ -57,7 +67,7 @@ DUPLICATE_PAIRS = [
 
 
 def open_dataset(
-    path: str | Path | None = None, *, lesions: int = 400, seed: int = 0
+    path: str | Path | None = None, *, lesions: int = 400, seed: int = 0, verify: bool = False
 ) -> LesionDataset:
     """Open the data set in `path`, or the one that is at hand.
 
@@ -69,6 +79,7 @@ def open_dataset(
         path: a folder in the layout of ISIC 2018 Task 3 or HAM10000, or the folder above it.
         lesions: number of synthetic lesions.
         seed: of the synthetic lesions.
+        verify: also call `LesionDataset.verify`, which reads all pictures.
 
     Raises:
         DataError: the folder, a table or a picture is missing or damaged; see `layouts`.
@@ -80,7 +91,10 @@ def open_dataset(
     if not path or str(path) == "synthetic":
         return synthetic_dataset(lesions, seed)
     name, root, image_ids, labels, lesion_ids, paths = read_layout(path)
-    return LesionDataset(name, image_ids, labels, lesion_ids, root=root, paths=paths)
+    data = LesionDataset(name, image_ids, labels, lesion_ids, root=root, paths=paths)
+    if verify:
+        data.verify()
+    return data
 
 
 def synthetic_dataset(lesions: int = 400, seed: int = 0) -> LesionDataset:
@@ -153,22 +167,14 @@ class LesionDataset:
         return self.name == "synthetic"
 
     def image(self, i: int) -> Image.Image:
-        """Image number i in RGB as it is stored; one without a file at 256 x 256.
+        """Image number i in 8-bit RGB, upright, in its own size; a rendered one at 256 x 256.
 
         Raises:
-            DataError: the file can't be read.
+            DataError: the file can't be read or has no defined colours; see `read_picture`.
         """
         if self._render is not None:
             return Image.fromarray(self._render(np.array([range(len(self))[i]]), 256)[0])
-        path = self._paths[i]
-        try:
-            with Image.open(path) as file:
-                return file.convert("RGB")
-        except (OSError, SyntaxError, ValueError) as error:  # what PIL raises for damaged files
-            raise DataError(
-                f"{path} can't be read as an image ({error}): it is damaged or was copied only in "
-                "part. Get this file again, or unpack its archive again."
-            ) from error
+        return read_picture(self._paths[i])[0]
 
     def split(
         self,
@@ -188,10 +194,14 @@ class LesionDataset:
         A class of at least three lesions appears on all three sides.
 
         Raises:
-            ValueError: the fractions are negative or don't sum to 1, or `by` is unknown.
+            ValueError: the fractions are negative, not finite or don't sum to 1, `by` is unknown,
+                or `seed` is not a whole number.
         """
-        if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
+        # A comparison with NaN is False, so ask for what is wanted, not for what is wrong.
+        if not (len(fractions) == 3 and min(fractions) >= 0 and abs(sum(fractions) - 1) <= 1e-6):
             raise ValueError(f"fractions must be three numbers >= 0 of sum 1, got {fractions}")
+        if not isinstance(seed, int | np.integer) or isinstance(seed, bool):
+            raise ValueError(f"seed must be a whole number, got {seed!r}")  # 1.0 hashes unlike 1
         if by not in ("lesion", "image"):
             raise ValueError(f'by must be "lesion" or "image", got {by!r}')
         units = self.groups.numpy() if by == "lesion" else np.arange(len(self))
@@ -210,35 +220,72 @@ class LesionDataset:
     def pixels(self, size: int = 256, fit: Fit = "crop") -> Pixels:
         """All images as uint8 squares, computed once and then mapped from a file.
 
+        The file is used again as long as name, size, times and inode of each picture are the same;
+        `verify` compares the pictures byte by byte.
+
         Args:
             size: pixels of a side.
             fit: "crop" takes the largest square from the centre, so circles stay round;
                 "squash" is the report's Resize((256, 256)), which keeps the margin instead.
 
         Raises:
-            DataError: an image can't be read, or the disk is full; then no file is left behind.
+            ValueError: the size is not a whole number of at least 1, or `fit` is unknown.
+            DataError: an image can't be read, or the disk is full; then no file is left behind. Or
+                an existing file is damaged.
         """
-        if size < 1 or fit not in ("crop", "squash"):
+        whole = isinstance(size, int | np.integer)
+        if not whole or size < 1 or fit not in ("crop", "squash"):
             raise ValueError(
-                f'expected a size in pixels and "crop" or "squash", got {size}, {fit!r}'
+                f'expected a size in pixels and "crop" or "squash", got {size!r}, {fit!r}'
             )
         name = f"{self.name}-{size}-{fit}"
-        shape = (len(self), size, size, 3)
-        return build(name, self._fingerprint(), shape, lambda i: self._squares(i, size, fit))
-
-    def _fingerprint(self) -> str:
-        """Changes when the images do."""
-        if self._paths is None:
-            return self._render_key
-        stats = ((path.name, path.stat()) for path in self._paths)
-        return " ".join(f"{name} {s.st_size} {s.st_mtime_ns}" for name, s in stats)
-
-    def _squares(self, rows: range, size: int, fit: Fit) -> np.ndarray:
-        """uint8 (len(rows), size, size, 3)."""
+        shape = (len(self), int(size), int(size), 3)
+        pixels = build(name, self._inputs(), shape, lambda rows: self._squares(rows, size, fit))
         if self._render is not None:
-            return self._render(np.array(rows), size)
+            # Rendered on another processor, a pixel may differ in its last bit. That must not keep
+            # a training from being resumed there, so the content does not count.
+            pixels.fingerprint = fingerprint(name, self._inputs())
+        return pixels
+
+    def verify(self) -> None:
+        """Compare the bytes of all pictures with those that the files of `pixels` were built from.
+
+        This finds changes that leave size and times of a picture as they were, such as damage to
+        the disk. Without pictures (rendered images) or without such files, there is nothing to do.
+
+        Raises:
+            DataError: a picture differs or can't be read.
+        """
+        if self._paths is None:
+            return
+        try:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                found = list(pool.map(lambda path: fingerprint(path.read_bytes()), self._paths))
+        except OSError as error:
+            raise DataError(f"a picture can't be read ({error}): get the file again.") from error
+        compare_pictures(self.name, self._inputs(), self._paths, found)
+
+    def _inputs(self) -> str:
+        """What the images are computed from: changes when a picture is changed or replaced."""
+        if self._paths is None:
+            return f"{len(self)} {self._render_key}"
+        stats = ((path.name, path.stat()) for path in self._paths)
+        return " ".join(
+            f"{name} {s.st_size} {s.st_mtime_ns} {s.st_ctime_ns} {s.st_ino}" for name, s in stats
+        )
+
+    def _squares(self, rows: range, size: int, fit: Fit) -> tuple[np.ndarray, list[str]]:
+        """uint8 (len(rows), size, size, 3), and the fingerprints of the files that were read."""
+        if self._render is not None:
+            return self._render(np.array(rows), size), []
+
+        def one(i: int) -> tuple[np.ndarray, str]:
+            image, read = read_picture(self._paths[i])
+            return square(image, size, fit), read
+
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # PIL frees the GIL
-            return np.stack(list(pool.map(lambda i: square(self.image(i), size, fit), rows)))
+            images, read = zip(*pool.map(one, rows))
+        return np.stack(images), list(read)
 
 
 def _group(image_ids: list[str], lesion_ids: list[str]) -> Tensor:

@@ -62,7 +62,8 @@ def read_layout(folder: str | Path) -> Records:
 
     Raises:
         DataError: nothing or more than one data set is there; a table lacks a column, holds an
-            image twice or a class that is none of the seven; a picture is absent.
+            image or a column twice, or a class that is none of the seven; the images of a lesion
+            have two diagnoses; a picture is absent.
     """
     root = Path(folder).expanduser()
     if not root.is_dir():
@@ -85,6 +86,15 @@ def read_layout(folder: str | Path) -> Records:
     except OSError as error:
         raise _unreadable(root, error) from error
     ids = sorted(labels)
+    shown: dict[str, str] = {}  # the first image of each lesion
+    for image in ids:
+        first = shown.setdefault(lesions[image], image)
+        if labels[image] != labels[first]:
+            raise DataError(
+                f"{table}: the images of lesion {lesions[image]} have two diagnoses, "
+                f"{CLASSES[labels[first]]} ({first}) and {CLASSES[labels[image]]} ({image}), but "
+                "a lesion has one. Correct the diagnosis or the lesion_id, or get the tables again."
+            )
     return Records(
         name,
         root,
@@ -212,6 +222,11 @@ def _read_rows(table: Path, columns: tuple[str, ...]) -> list[tuple[int, dict[st
     header = text.partition("\n")[0]
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count))
     names = [name.strip() for name in next(reader, [])]
+    if twice := sorted({name for name in names if name and names.count(name) > 1}):
+        raise DataError(
+            f"{table} has more than one column {', '.join(twice)}, and which of them counts is "
+            "unknown: expected one column of each name. Remove the others."
+        )
     if missing := [name for name in columns if name not in names]:
         raise DataError(
             f"{table} lacks the column {', '.join(missing)}: expected {', '.join(columns)}, "

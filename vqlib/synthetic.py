@@ -72,7 +72,8 @@ def render(labels, lesions, views, size: int = 256, seed: int = 0) -> np.ndarray
         raise ValueError("lesions, views and seed must be 0 or more")
     if not 32 <= size <= TILE:
         raise ValueError(f"size must be 32 to {TILE} pixels, got {size}")
-    draw = partial(draw_one, size=size, seed=seed, maps=textures(seed, max(1, 256 // size)))
+    coarser = 2 ** max(0, (256 // size).bit_length() - 1)  # a power of two, which divides TILE
+    draw = partial(draw_one, size=size, seed=seed, maps=textures(seed, coarser))
     out = np.empty((len(rows[0]), size, size, 3), np.uint8)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # NumPy works without the GIL
         for i, image in enumerate(pool.map(draw, *(a.tolist() for a in rows))):
