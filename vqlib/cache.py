@@ -131,10 +131,6 @@ class Pixels:
         return len(self._images)
 
     @property
-    def fingerprint(self) -> str:  # TEMPORARY
-        return fingerprint(self.path.name)
-
-    @property
     def size(self) -> int:
         return self._images.shape[1]
 
