@@ -18,6 +18,7 @@ from safetensors import safe_open
 
 from vqlib import DEEP, WORKBOOK, EncodedDataset, load_model, open_dataset, save_model
 from vqlib.cache import fingerprint
+from vqlib.evaluation import load_results
 from vqlib.quantizer import codebook_fingerprint
 from vqlib.weights import PRETRAINED, model_notes
 
@@ -56,11 +57,13 @@ def main() -> None:
         )
     folder = PRETRAINED / "ham10000"
     encoded = EncodedDataset.load(folder / "codes.safetensors")
+    bits = load_results("prior-curve")["bits_per_code"]  # after each epoch
     record(
         folder / "prior.safetensors",
         codebook_fingerprint(encoded.codebook),
         codes=fingerprint(encoded.codes, encoded.labels, *encoded.split),
-        **{"epochs": WORKBOOK.prior_epochs, "finished": True},
+        epoch=1 + bits.index(min(bits)),
+        **{"epochs": len(bits), "finished": True},
     )
     epochs = model_notes(folder / "classifier.safetensors")["epochs"]
     record(folder / "classifier.safetensors", epoch=epochs, finished=True)
