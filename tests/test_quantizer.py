@@ -61,7 +61,8 @@ def test_straight_through_copies_the_gradient():
     assert torch.allclose(out.vectors, vq.lookup(out.codes), atol=1e-6)
     (out.vectors * weight).sum().backward()
     assert torch.equal(z.grad, weight)
-    assert vq.codebook.grad is None
+    assert not vq.codebook.requires_grad  # running means need no gradient, nor an optimizer
+    assert out.loss.item() == pytest.approx(0.25 * (z - out.vectors).square().mean().item())
 
 
 def test_gradient_codebook_loss_pulls_the_two_sides_apart_correctly():
@@ -119,13 +120,56 @@ def test_idle_codes_restart_on_the_data_and_only_in_training():
     assert vq.codebook.abs().max() < 100
 
 
-def test_data_init_takes_rows_from_the_first_batch():
-    vq = quantizer(data_init=True, ema_decay=None).train()
-    z = 50 + torch.randn(4, 8, 4, 4)
-    vq(z)
-    vectors = z.permute(0, 2, 3, 1).reshape(-1, 4)
-    assert torch.cdist(vq.codebook[0].double(), vectors.double()).min(1).values.max() == 0
-    assert len(vq.codebook[0].unique(dim=0)) == 16  # no row twice
+@pytest.mark.parametrize("ema_decay", [0.9, None])
+def test_a_code_restarts_after_exactly_so_many_idle_batches(ema_decay):
+    """Codes 0 and 1 are chosen at first, then code 0 alone; the others are far away."""
+    vq = quantizer(ema_decay=ema_decay, restart_after=3).train()
+    start = torch.full((1, 16, 4), 1e3)
+    start[0, 0], start[0, 1] = 1.0, -1.0
+    with torch.no_grad():
+        vq.codebook.copy_(start)
+        if ema_decay:
+            vq.ema_sum.copy_(start)
+    ones = 1 + 0.1 * torch.rand(1, 8, 4, 8)
+    vq(torch.cat([ones, -torch.ones_like(ones)]))
+    vq(ones)
+    assert torch.allclose(vq.codebook[0, 1:], start[0, 1:])  # 2 batches are not 3
+    vq(ones)
+    vectors = ones.permute(0, 2, 3, 1).reshape(-1, 4).double()
+    distance = torch.cdist(vq.codebook[0].double(), vectors).min(1).values
+    assert distance[2:].max() == 0 < distance[:2].min()  # and no other code is moved
+    assert torch.allclose(vq.codebook[0, 1], start[0, 1])  # idle for 2 batches
+    assert vq.idle.tolist() == [[0, 2] + [0] * 14]
+    if ema_decay:  # their running means start again
+        assert torch.equal(vq.ema_sum[0, 2:], vq.codebook[0, 2:])
+        assert (vq.ema_count[0, 2:] == 1).all()
+
+
+@pytest.mark.parametrize("codebooks", [1, 2])
+def test_data_init_takes_rows_from_the_first_training_batch(codebooks):
+    """From as many vectors as there are rows: each of them once."""
+    vq = quantizer(data_init=True, ema_decay=None, codebooks=codebooks)
+    z = 50 + torch.randn(1, 8, 4, 4 // (3 - codebooks))
+    vq.eval()(z)
+    assert vq.codebook.max() < 40 and not vq.initialized
+    vq.train()(z)
+    vectors = z.permute(0, 2, 3, 1).reshape(-1, 2, 4).transpose(0, 1).reshape(codebooks, 16, 4)
+    for rows, wanted in zip(vq.codebook.tolist(), vectors.tolist(), strict=True):
+        assert sorted(rows) == sorted(wanted)
+    before = vq.codebook.clone()
+    vq(z + 10)
+    assert torch.equal(vq.codebook, before)  # the first batch only
+
+
+def test_a_start_by_k_means_stays_and_forgets_earlier_means():
+    vq = quantizer(data_init=True, ema_decay=0.9).train()
+    z = torch.randn(4, 8, 4, 4)
+    for _ in range(3):
+        vq(10 + z)
+    vq.initialized.fill_(False)
+    vq.start_from(z)
+    assert vq.initialized and (vq.ema_count == 1).all()
+    assert torch.equal(vq.ema_sum, vq.codebook) and vq.codebook.abs().max() < 5
 
 
 def test_counts_and_perplexity():
@@ -133,6 +177,10 @@ def test_counts_and_perplexity():
     counts = count_codes(codes, 8)
     assert counts.tolist() == [[4, 0, 0, 0, 0, 0, 0, 0], [1, 1, 1, 1, 0, 0, 0, 0]]
     assert perplexity(counts).tolist() == pytest.approx([1.0, 4.0])
+    assert perplexity(torch.zeros(2, 8)).tolist() == [1.0, 1.0]
+    vq = quantizer(codebooks=2).eval()
+    out = vq(vq.lookup(codes.view(1, 2, 2, 2)))
+    assert out.perplexity.item() == pytest.approx(2.0)  # the geometric mean of 1 and 4
 
 
 def test_float32_under_autocast():
@@ -142,6 +190,9 @@ def test_float32_under_autocast():
         out = vq.eval()(z)
     assert out.vectors.dtype == torch.float32
     assert torch.equal(out.codes, vq(z).codes)
+    half = vq(z.bfloat16())
+    assert half.vectors.dtype == torch.float32
+    assert torch.equal(half.codes, vq(z.bfloat16().float()).codes)
 
 
 def test_encode_and_k_means_are_float32_under_autocast():
@@ -207,4 +258,6 @@ def test_k_means_finds_the_clouds_and_never_gets_worse():
         errors.append(error(k_means(vectors, 64, steps)))
     assert all(later <= earlier * (1 + 1e-6) for earlier, later in pairwise(errors))
     assert errors[-1] < min(0.8 * errors[0], 0.3**2)
-    assert k_means(vectors[:, :3], 40).isfinite().all()  # more rows than vectors
+    few = vectors[:, :3]
+    rows = k_means(few, 40)  # more than there are vectors: the others lie on vectors all the same
+    assert torch.cdist(rows.double(), few.double()).min(2).values.max() < 1e-5

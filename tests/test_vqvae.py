@@ -20,6 +20,45 @@ def test_the_report_counts_3_545_155_parameters():
     assert parameters(VQVAE.report(ema_decay=None)) == 3_545_155 - 512 * 64
 
 
+def test_the_layers_are_the_papers():
+    """Convolution, BatchNorm, ReLU; the report alone has a ReLU before the quantizer."""
+    conv, inner = ["Conv2d"], ["BatchNorm2d", "ReLU"]
+    layers = lambda module: [type(layer).__name__ for layer in module]  # noqa: E731
+    assert layers(VQVAE.report().encoder) == 4 * (conv + inner) + conv + ["ReLU"]
+    assert layers(VQVAE().encoder) == 4 * (conv + inner) + conv
+    up = ["ConvTranspose2d"]
+    assert layers(VQVAE().decoder) == 4 * (up + inner) + up + ["Sigmoid"]
+
+
+def test_the_report_differs_from_the_workbook_as_the_documentation_says():
+    report, ours = VQVAE.report().config, VQVAE().config
+    assert {k: (v, ours[k]) for k, v in report.items() if v != ours[k]} == {
+        "normalize": (True, False),
+        "final_relu": (True, False),
+        "data_variance": (1.0, 0.025),
+        "codebooks": (1, 4),
+        "data_init": (False, True),
+        "restart_after": (None, 20),
+    }
+
+
+def test_the_loss_and_the_options_of_the_quantizer():
+    model = VQVAE(
+        32, 128, 0.7, data_variance=0.5, ema_decay=0.8, data_init=False, restart_after=3
+    ).eval()
+    quantizer = model.quantizer
+    assert quantizer.codebook.shape == (2, 32, 128)
+    assert (quantizer.ema_decay, quantizer.restart_after) == (0.8, 3)
+    assert quantizer.initialized and not VQVAE().quantizer.initialized
+    images = torch.rand(2, 3, 64, 64)
+    out = model(images)
+    features = model.encoder(images)
+    distance = (features - quantizer.lookup(out.codes)).square().mean()
+    assert out.vq_loss.item() == pytest.approx(0.7 * distance.item())
+    error = (out.raw - images).square().mean()
+    assert out.loss.item() == pytest.approx((error / 0.5 + 0.7 * distance).item())
+
+
 def test_shapes_and_ranges_for_any_size_divisible_by_32():
     model = VQVAE().eval()
     for height, width in ((256, 256), (64, 96)):
