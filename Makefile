@@ -1,4 +1,5 @@
-# The workbook's commands; `make` alone lists them. Needs bash, GNU make and Python 3.11 or newer.
+# Commands of the workbook; `make` without a command lists them.
+# Needs bash, GNU make and Python 3.11 or newer.
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -9,8 +10,8 @@ VENV ?= .venv
 PY := "$(VENV)/bin/python"
 STAMP := $(VENV)/.installed
 
-# Kernels run in notebooks/. A relative VQLIB_DATA or VQLIB_HOME means: from where make was called,
-# or, under `make -C folder` with no such path there, from this folder.
+# Notebook kernels run in notebooks/. A relative VQLIB_DATA or VQLIB_HOME is relative to the folder
+# where make was called, or, under `make -C folder` if it does not exist there, to this folder.
 define absolute_paths
 for name in VQLIB_DATA VQLIB_HOME; do \
   case "$${!name:-}" in \
@@ -23,7 +24,7 @@ done
 endef
 export PWD_AT_CALL := $(PWD)
 
-# Strict: every output is compared, save those of tagged cells and pictures.
+# Strict: all outputs are compared, except those of tagged cells and images.
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=1200
 
 .NOTPARALLEL:
@@ -33,57 +34,59 @@ help: ## list the commands
 	@echo "make <command>, where <command> is"
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1|\2/p' Makefile | while IFS='|' read -r name text; do \
 	  printf '  %-10s %s\n' "$$name" "$$text"; done
-	@echo "Set VQLIB_DATA=/path/to/images to work on real lesions instead of synthetic ones."
+	@echo "Set VQLIB_DATA=/path/to/images to use real lesions instead of synthetic ones."
 
-workbook: $(STAMP) ## run all notebooks and write them, with an HTML page each, to build/workbook/ [NB=02]
+workbook: $(STAMP) ## run all notebooks and write them, with HTML pages, to build/workbook/ [NB=02]
 	@$(absolute_paths); $(PY) .ci/execute.py workbook $(if $(NB),--only "$(NB)")
 
 lab: $(STAMP) ## open the notebooks in JupyterLab [LAB="--no-browser --port=8889"]
 	@$(absolute_paths); $(PY) -m jupyterlab --ServerApp.root_dir="$(CURDIR)" \
 	  --LabApp.default_url=/lab/tree/notebooks $(LAB)
 
-test: lint unit nbval ## lint, unit tests, and every notebook compared with its committed outputs
+test: lint unit nbval ## lint, unit tests, and the comparison of all notebooks with their committed outputs
 
-lint: $(STAMP) ## ruff: rules and format
+lint: $(STAMP) ## check code style, format and imports
 	@echo "== lint"
 	@$(PY) -m ruff check --quiet .
-	@$(PY) -m ruff format --check --quiet . || { echo "Cure: $(VENV)/bin/python -m ruff format ."; exit 1; }
+	@mkdir -p build
+	@"$(VENV)/bin/lint-imports" --no-cache >build/imports.txt 2>&1 || { cat build/imports.txt; exit 1; }
+	@$(PY) -m ruff format --check --quiet . || { echo "Fix: $(VENV)/bin/python -m ruff format ."; exit 1; }
 
 unit: $(STAMP) ## unit tests only
 	@echo "== unit tests"
 	@$(PY) -m pytest -q --durations=5 --durations-min=2 \
 	  --junitxml=build/reports/unit.xml tests
 
-nbval: $(STAMP) ## notebooks only
+nbval: $(STAMP) ## compare the notebooks with their committed outputs only
 	@echo "== notebooks (nbval)"
 	@rm -rf build/test && mkdir -p build/test
 	@env VQLIB_DATA=synthetic VQLIB_HOME="$(CURDIR)/build/test" $(PY) -m pytest -q $(NBVAL) \
 	  --durations=5 --durations-min=2 --junitxml=build/reports/nbval.xml "$(CURDIR)/notebooks" \
 	  2> >(grep -v "Kernel is running over TCP" >&2)
 
-refresh: $(STAMP) ## run the committed notebooks in place, on synthetic lesions [NB=02]
+refresh: $(STAMP) ## run the committed notebooks in place, with synthetic lesions [NB=02]
 	@$(PY) .ci/execute.py refresh $(if $(NB),--only "$(NB)")
 
-set-repo: ## write the repository's address everywhere: make set-repo REPO=owner/name
+set-repo: ## write the repository's address into all files: make set-repo REPO=owner/name
 	@"$(PYTHON)" .ci/set_repo.py "$(REPO)"
 
-clean: ## remove everything made here but the environment
+clean: ## remove all generated files except the environment
 	@rm -rf build .ruff_cache .pytest_cache ./*.egg-info
 	@find . -path "./$(VENV)" -prune -o -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) \
 	  -exec rm -rf {} +
-	@echo "Removed build/ and caches; $(VENV)/ stays (rm -rf $(VENV) to install afresh)."
+	@echo "Removed build/ and caches. $(VENV)/ is kept; to reinstall, run: rm -rf $(VENV)"
 
-# Written only after an install that worked, and again when pyproject.toml changes.
+# Created only after a successful installation, and renewed when pyproject.toml changes.
 $(STAMP): pyproject.toml
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-	  echo "Python 3.11 or newer is needed, but '$(PYTHON)' is: $$("$(PYTHON)" --version 2>&1 | head -1)." >&2; \
-	  echo "Cure: install one and name it, e.g. make workbook PYTHON=python3.12" >&2; exit 1; }
+	  echo "Python 3.11 or newer is required, but '$(PYTHON)' is: $$("$(PYTHON)" --version 2>&1 | head -1)." >&2; \
+	  echo "Fix: install it and pass its name, e.g. make workbook PYTHON=python3.12" >&2; exit 1; }
 	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { \
-	  echo "'$(PYTHON)' has no venv module. Cure on Debian or Ubuntu: sudo apt install python3-venv" >&2; \
+	  echo "'$(PYTHON)' has no venv module. Fix on Debian or Ubuntu: sudo apt install python3-venv" >&2; \
 	  exit 1; }
-	@$(PY) -m pip --version >/dev/null 2>&1 || { echo "Making $(VENV)/"; \
+	@$(PY) -m pip --version >/dev/null 2>&1 || { echo "Creating $(VENV)/"; \
 	  if [ -f "$(VENV)/pyvenv.cfg" ]; then clear=--clear; else clear=; fi; \
 	  "$(PYTHON)" -m venv $$clear "$(VENV)"; }
-	@echo "Installing the project into $(VENV)/, once: some minutes, several GB with PyTorch"
+	@echo "Installing the project into $(VENV)/ (once; takes a few minutes and several GB with PyTorch)"
 	@$(PY) -m pip install --quiet --disable-pip-version-check -e ".[notebook,dev]"
 	@touch "$@"

@@ -1,10 +1,10 @@
-"""Run the notebooks, in order, one kernel each: behind `make workbook` and `make refresh`.
+"""Run the notebooks in order, each in its own kernel; used by `make workbook` and `make refresh`.
 
-    python .ci/execute.py workbook [--only 02]   into build/workbook/, with an HTML page each
-    python .ci/execute.py refresh  [--only 02]   in place, on the embedded default
+    python .ci/execute.py workbook [--only 02]   into build/workbook/, with HTML pages
+    python .ci/execute.py refresh  [--only 02]   in place, with synthetic images
 
-Kernels run in notebooks/. Where a run keeps caches and models is VQLIB_HOME, build/ unless set;
-VQLIB_DATA is passed on. A notebook is written in place only after all its cells have run.
+Kernels run in notebooks/. Caches and models are stored in VQLIB_HOME, or in build/ if it is not
+set; VQLIB_DATA is passed on. A notebook is replaced only after all its cells have run.
 """
 
 import argparse
@@ -27,7 +27,7 @@ CELL_TIMEOUT = 4 * 3600  # seconds; a long training on real images is one cell
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 PROGRESS_BAR = re.compile(r"\d+%\|")
-# Metadata of every committed notebook, so that a refresh elsewhere changes no line of it.
+# Metadata of all committed notebooks, so that a refresh on another machine does not change them.
 METADATA = {
     "accelerator": "GPU",
     "colab": {"gpuType": "T4", "provenance": []},
@@ -37,19 +37,19 @@ KEPT_CELL_METADATA = {"tags", "jupyter"}
 
 
 class NotebookFailed(Exception):
-    """A cell raised, ran out of time or lost its kernel; the text says which and how."""
+    """A cell failed, timed out or lost its kernel; the message names the cell and the reason."""
 
 
 def find_notebooks(only: str | None) -> list[Path]:
-    """The notebooks in order; with `only` ("02", "0[34]") those whose names start so."""
-    found = sorted(NOTEBOOKS.glob(f"{only or ''}*.ipynb"))
-    if not found:
+    """The notebooks in order; with `only` ("02", "0[34]"), those whose names start with it."""
+    notebooks = sorted(NOTEBOOKS.glob(f"{only or ''}*.ipynb"))
+    if not notebooks:
         sys.exit(f"No notebook {only or ''}*.ipynb in {NOTEBOOKS}")
-    return found
+    return notebooks
 
 
 def set_environment(home: Path, data: str | None) -> None:
-    """What the kernels inherit. Paths are made absolute, as kernels run in another folder."""
+    """Set the environment of the kernels, with absolute paths: kernels run in another folder."""
     home.mkdir(parents=True, exist_ok=True)
     os.environ["VQLIB_HOME"] = str(home.resolve())
     if data and data != "synthetic":
@@ -58,7 +58,7 @@ def set_environment(home: Path, data: str | None) -> None:
 
 
 def run(notebook: Path) -> tuple[nbformat.NotebookNode, NotebookFailed | None]:
-    """Execute a notebook; it comes back with its outputs even when a cell has failed."""
+    """Execute a notebook; returns it with its outputs, even if a cell has failed."""
     book = nbformat.read(notebook, as_version=4)
     for cell in book.cells:
         if cell.cell_type == "code":
@@ -80,21 +80,21 @@ def run(notebook: Path) -> tuple[nbformat.NotebookNode, NotebookFailed | None]:
     except CellExecutionError as error:
         reason = f"{error.ename}: {error.evalue}"
     except CellTimeoutError:
-        reason = f"no end after {CELL_TIMEOUT} s"
+        reason = f"not finished after {CELL_TIMEOUT} s"
     except DeadKernelError:
-        reason = "the kernel died, often for want of memory"
+        reason = "the kernel died, which often means that there was not enough memory"
     else:
         return book, None
     index = running["index"]
     source = book.cells[index].source.splitlines()
-    shown = "\n".join(f"    {line}" for line in [*source[:12], *(["..."] if source[12:] else [])])
+    excerpt = "\n".join(f"    {line}" for line in [*source[:12], *(["..."] if source[12:] else [])])
     return book, NotebookFailed(
-        f"{notebook.name}, cell {index} of {len(book.cells)}:\n{shown}\n{reason}"
+        f"{notebook.name}, cell {index} of {len(book.cells)}:\n{excerpt}\n{reason}"
     )
 
 
 def write_html(book: nbformat.NotebookNode, path: Path) -> None:
-    """A page that needs no kernel: widgets, which would be empty frames in it, are left out."""
+    """Write an HTML page without widgets, which would be empty frames without a kernel."""
     book = nbformat.from_dict(book)
     for cell in book.cells:
         if cell.cell_type == "code":
@@ -105,7 +105,7 @@ def write_html(book: nbformat.NotebookNode, path: Path) -> None:
 
 
 def tidy(book: nbformat.NotebookNode) -> None:
-    """Leave out what differs between two runs: timings, widget ids, versions, cell ids."""
+    """Remove what differs between two runs: timings, widget ids, versions, cell ids."""
     language = dict(book.metadata.get("language_info", {}))
     language.pop("version", None)
     book.metadata = nbformat.from_dict({**METADATA, "language_info": language})
@@ -115,7 +115,7 @@ def tidy(book: nbformat.NotebookNode) -> None:
         cell.metadata = nbformat.from_dict(
             {key: value for key, value in cell.metadata.items() if key in KEPT_CELL_METADATA}
         )
-        if cell.cell_type == "code":  # a finished progress bar says nothing any more
+        if cell.cell_type == "code":  # without finished progress bars
             cell.outputs = [o for o in cell.outputs if not is_progress_bar(o)]
         for output in cell.get("outputs", []):
             output.get("data", {}).pop(WIDGET, None)
@@ -129,15 +129,15 @@ def is_progress_bar(output: nbformat.NotebookNode) -> bool:
 
 
 def stderr_cells(book: nbformat.NotebookNode) -> list[str]:
-    """Cells that wrote to stderr anything but a progress bar, each with the first such line."""
-    found = []
+    """Cells that wrote to stderr, except for progress bars, each with its first such line."""
+    messages = []
     for index, cell in enumerate(book.cells):
         texts = [o.text for o in cell.get("outputs", []) if o.get("name") == "stderr"]
         lines = [line for line in re.split(r"[\r\n]", "".join(texts)) if line.strip()]
         lines = [line for line in lines if not PROGRESS_BAR.search(line)]
         if lines:
-            found.append(f"cell {index}: {lines[0]}")
-    return found
+            messages.append(f"cell {index}: {lines[0]}")
+    return messages
 
 
 def write(book: nbformat.NotebookNode, path: Path) -> None:
@@ -149,23 +149,25 @@ def write(book: nbformat.NotebookNode, path: Path) -> None:
 
 def table(rows: list[tuple[str, str, str]]) -> None:
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-    for name, seconds, made in rows:
-        print(f"  {name:<{widths[0]}}  {seconds:>{widths[1]}}  {made}")
+    for name, seconds, files in rows:
+        print(f"  {name:<{widths[0]}}  {seconds:>{widths[1]}}  {files}")
 
 
 def size(path: Path) -> str:
-    return f"{shown(path)} ({path.stat().st_size / 1e6:.2f} MB)"
+    return f"{relative(path)} ({path.stat().st_size / 1e6:.2f} MB)"
 
 
-def shown(path: Path) -> Path:
-    """A path as short as it can be said from the project's folder."""
+def relative(path: Path) -> Path:
+    """A path relative to the repository, if it lies in it."""
     return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("command", choices=["workbook", "refresh"])
-    parser.add_argument("--only", metavar="NB", help="notebooks whose names start so, e.g. 02")
+    parser.add_argument(
+        "--only", metavar="NB", help="only notebooks whose names start with NB, e.g. 02"
+    )
     options = parser.parse_args()
     notebooks = find_notebooks(options.only)
     in_place = options.command == "refresh"
@@ -175,10 +177,10 @@ def main() -> None:
         set_environment(home, data="synthetic")
     else:
         set_environment(Path(os.environ.get("VQLIB_HOME") or BUILD), os.environ.get("VQLIB_DATA"))
-    images = os.environ["VQLIB_DATA"] or "none named, so data/ or the embedded default"
-    print(f"Images: {images}\nWork:   {shown(Path(os.environ['VQLIB_HOME']))}/", flush=True)
+    images = os.environ["VQLIB_DATA"] or "VQLIB_DATA is not set: data/, else synthetic images"
+    print(f"Images: {images}\nWork:   {relative(Path(os.environ['VQLIB_HOME']))}/", flush=True)
 
-    rows = [("notebook", "time", "made")]
+    rows = [("notebook", "time", "files")]
     started = time.perf_counter()
     failure = None
     for number, notebook in enumerate(notebooks, 1):
@@ -205,9 +207,9 @@ def main() -> None:
             break
 
     print()
-    table([*rows, ("in all", f"{time.perf_counter() - started:.0f} s", "")])
+    table([*rows, ("total", f"{time.perf_counter() - started:.0f} s", "")])
     if failure:
-        sys.exit(f"\nFAILED: {failure}\nThe outputs up to there: {rows[-1][2]}")
+        sys.exit(f"\nFAILED: {failure}\nThe outputs up to this cell: {rows[-1][2]}")
 
 
 if __name__ == "__main__":

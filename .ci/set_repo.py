@@ -1,8 +1,8 @@
-"""Write the repository's address wherever it has to stand: `make set-repo REPO=owner/name`.
+"""Write the repository's address into all files that contain it: `make set-repo REPO=owner/name`.
 
-The address stands once, in pyproject.toml under [project.urls]. From there it goes to README.md
-and, in each notebook, to the Colab badge and to the bootstrap cell. Nothing but the standard
-library is needed. Run with the present address, it repairs badges and cells that have drifted.
+The address is defined in pyproject.toml under [project.urls]. From there it is copied to README.md
+and, in each notebook, to the Colab badge and to the bootstrap cell. Only the standard library is
+needed. With the current address, the script repairs badges and cells that were changed by mistake.
 """
 
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# The first code cell of every notebook; the same everywhere, and idle outside Colab.
+# The first code cell of all notebooks. Outside Colab it does nothing.
 BOOTSTRAP = """\
 # On Colab: fetch the workbook, once, and step into it. Anywhere else this cell does nothing.
 import sys
@@ -47,10 +47,10 @@ COLAB_ADDRESS = re.compile(r"colab\.research\.google\.com/github/([^/\s]+/[^/\s]
 
 def current(root: Path = ROOT) -> str:
     """The address in pyproject.toml, as owner/name."""
-    found = REPOSITORY.search((root / "pyproject.toml").read_text("utf-8"))
-    if found is None:
+    match = REPOSITORY.search((root / "pyproject.toml").read_text("utf-8"))
+    if match is None:
         sys.exit('pyproject.toml: no line Repository = "https://github.com/owner/name"')
-    return found[2]
+    return match[2]
 
 
 def bootstrap(repo: str) -> str:
@@ -60,12 +60,12 @@ def bootstrap(repo: str) -> str:
 
 
 def badge(repo: str, notebook: str) -> str:
-    """The Markdown of the Colab badge that opens a notebook, named by its file name."""
+    """Markdown of the Colab badge that opens the notebook with this file name."""
     return BADGE.format(repo=repo, notebook=notebook)
 
 
 def readdress(text: str, old: str, new: str) -> str:
-    """Put a new address into a text: Colab links, any other mention, and `cd name`."""
+    """Replace the address in a text: in Colab links, elsewhere, and in `cd name`."""
     text = COLAB_ADDRESS.sub(lambda link: link[0].replace(link[1], new), text)
     text = re.sub(rf"(?<![\w.-]){re.escape(old)}(?![\w-])", new, text)
     old_name, new_name = old.split("/")[1], new.split("/")[1]
@@ -73,7 +73,7 @@ def readdress(text: str, old: str, new: str) -> str:
 
 
 def readdress_notebook(text: str, old: str, new: str) -> str:
-    """The same for the JSON of a notebook, with the bootstrap cell written afresh."""
+    """Replace the address in the JSON of a notebook, and write its bootstrap cell again."""
     book = json.loads(text)
     for cell in book["cells"]:
         source = "".join(cell["source"])
@@ -88,7 +88,7 @@ def readdress_notebook(text: str, old: str, new: str) -> str:
 
 
 def set_repo(new: str, root: Path = ROOT) -> list[Path]:
-    """Write an address owner/name into all files below root; returns the files that changed."""
+    """Write the address owner/name into all files below root; returns the changed files."""
     old = current(root)
     files = [root / "pyproject.toml", root / "README.md", *sorted(root.glob("notebooks/*.ipynb"))]
     changed = []
@@ -110,11 +110,13 @@ def main() -> None:
     new = sys.argv[1] if len(sys.argv) == 2 else ""
     new = new.removeprefix("https://github.com/").removesuffix(".git")
     if not ADDRESS.fullmatch(new):
-        sys.exit(f"Not an address: {new!r}. Use: make set-repo REPO=owner/name (now {current()})")
+        sys.exit(
+            f"Not an address: {new!r}. Use: make set-repo REPO=owner/name (current: {current()})"
+        )
     changed = set_repo(new)
     for file in changed:
         print(f"  {file.relative_to(ROOT)}")
-    print(f"The address is {new}; {len(changed)} files rewritten.")
+    print(f"The address is {new}; {len(changed)} files changed.")
 
 
 if __name__ == "__main__":

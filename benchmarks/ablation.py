@@ -1,12 +1,13 @@
-"""What each part of the quantizer and of its training is worth: one change at a time.
+"""Ablation of the VQ-VAE with the report's layers: one change of quantizer or training at a time.
 
-    python benchmarks/ablation.py --data PATH      # 24 runs of some minutes; again to resume
+    python benchmarks/ablation.py --data PATH      # 24 runs of a few minutes; call again to resume
 
-All runs share the report's layers, the images (128 px) and the steps, and differ from the first,
-the base, by what their name says. The base is the workbook's recipe as it was before this table;
-the two changes that help have moved into the recipe since. Held-out PSNR, SSIM, used codes and
-perplexity go to data/results/ablation.json, which notebook 03 shows. All have seed 0, and four run
-again with seed 1: a difference smaller than between seeds is no difference.
+All runs use the report's layers, the same images (128 px) and the same number of steps. Each
+differs from the first one, the base, in what its name says. The base is the workbook's recipe
+before this experiment; the two changes that improve it are part of the recipe now. Held-out PSNR,
+SSIM, number of used codes and perplexity are written to data/results/ablation.json, which notebook
+03 shows. All runs use seed 0, and four are repeated with seed 1: we do not interpret differences
+that are smaller than those between the two seeds.
 """
 
 from __future__ import annotations
@@ -21,93 +22,95 @@ import torch
 from torch import Tensor
 
 from vqlib import WORKBOOK, VectorQuantizer, open_dataset, train_vqvae
-from vqlib.evaluation import load_results, save_results
-from vqlib.loop import Schedule
+from vqlib.evaluation.results import load_results, save_results
 from vqlib.metrics import evaluate_vqvae
-from vqlib.quantizer import Quantized
+from vqlib.quantizer import QuantizerOutput
+from vqlib.training import Schedule
 from vqlib.vqvae import VQVAE, VQVAEOutput
 
 SIZE, EPOCHS = 128, 3
 
 
-class RotationTrick(VectorQuantizer):
-    """The gradient is turned and scaled as the latent was on its way to its code, instead of being
-    copied (Fifty et al., "Restructuring Vector Quantization with the Rotation Trick", 2024,
+class RotationTrickQuantizer(VectorQuantizer):
+    """Rotation trick instead of the straight-through estimator: in the backward pass the gradient
+    is rotated and scaled by the transformation that maps the latent vector to its codebook vector
+    (Fifty et al., "Restructuring Vector Quantization with the Rotation Trick", 2024,
     arXiv:2410.06424, section 4)."""
 
     def straight_through(self, z: Tensor, quantized: Tensor) -> Tensor:
-        cut = (len(z), -1, self.embedding_dim, *z.shape[2:])
-        z, quantized = z.reshape(cut), quantized.reshape(cut)
-        from_, to = (
+        shape = (len(z), -1, self.embedding_dim, *z.shape[2:])
+        z, quantized = z.reshape(shape), quantized.reshape(shape)
+        z_direction, q_direction = (
             v / v.norm(dim=2, keepdim=True).clamp_min(1e-6) for v in (z.detach(), quantized)
         )
-        middle = torch.nn.functional.normalize(from_ + to, dim=2)
+        bisector = torch.nn.functional.normalize(z_direction + q_direction, dim=2)
         scale = quantized.norm(dim=2, keepdim=True) / z.detach().norm(
             dim=2, keepdim=True
         ).clamp_min(1e-6)
-        turned = (
+        rotated = (
             z
-            - 2 * middle * (middle * z).sum(2, keepdim=True)
-            + 2 * to * (from_ * z).sum(2, keepdim=True)
+            - 2 * bisector * (bisector * z).sum(2, keepdim=True)
+            + 2 * q_direction * (z_direction * z).sum(2, keepdim=True)
         )
-        return (scale * turned).flatten(1, 2)
+        return (scale * rotated).flatten(1, 2)
 
 
-class UnitLatents(VectorQuantizer):
-    """Latents of length 1, so that only their direction is coded (Yu et al., "Vector-quantized
-    Image Modeling with Improved VQGAN", 2021, arXiv:2110.04627, section 3.2)."""
+class NormalizedLatents(VectorQuantizer):
+    """Latent vectors normalized to length 1, so that only their direction is quantized (Yu et al.,
+    "Vector-quantized Image Modeling with Improved VQGAN", 2021, arXiv:2110.04627, section 3.2).
+    Unlike in that paper, the codebook vectors are not normalized."""
 
-    def _unit(self, z: Tensor) -> Tensor:
+    def _normalize(self, z: Tensor) -> Tensor:
         vectors = z.float().unflatten(1, (-1, self.embedding_dim))
         return torch.nn.functional.normalize(vectors, dim=2).flatten(1, 2)
 
-    def forward(self, z: Tensor) -> Quantized:
-        return super().forward(self._unit(z))
+    def forward(self, z: Tensor) -> QuantizerOutput:
+        return super().forward(self._normalize(z))
 
     def encode(self, z: Tensor) -> Tensor:
-        return super().encode(self._unit(z))
+        return super().encode(self._normalize(z))
 
 
-class NoQuantizer(VectorQuantizer):
-    """Latents as they are: the bound that no codebook of this network can pass."""
+class IdentityQuantizer(VectorQuantizer):
+    """No quantization: estimates the upper bound of the PSNR of this network with any codebook."""
 
-    def forward(self, z: Tensor) -> Quantized:
+    def forward(self, z: Tensor) -> QuantizerOutput:
         codes = torch.zeros(len(z), *z.shape[2:], z.shape[1] // self.embedding_dim).long()
-        return Quantized(z.float(), codes.to(z.device), z.new_zeros(()), z.new_ones(()))
+        return QuantizerOutput(z.float(), codes.to(z.device), z.new_zeros(()), z.new_ones(()))
 
 
-class OwnLoss(VQVAE):
-    """A VQVAE whose reconstruction is judged by `error` instead of MSE / data_variance."""
+class CustomLossVQVAE(VQVAE):
+    """A VQVAE whose reconstruction loss is `reconstruction_error`, not MSE / data_variance."""
 
-    error: Callable[[Tensor, Tensor], Tensor]
+    reconstruction_error: Callable[[Tensor, Tensor], Tensor]
 
     def forward(self, images: Tensor) -> VQVAEOutput:
         out = super().forward(images)
-        return out._replace(loss=self.error(out.raw, images) + out.vq_loss)
+        return out._replace(loss=self.reconstruction_error(out.raw, images) + out.vq_loss)
 
 
 def log_mse(raw: Tensor, images: Tensor) -> Tensor:
-    """Mean over the images of log MSE: PSNR in other units, so every image counts alike."""
+    """Mean over the images of log MSE: the negative mean PSNR up to a factor and a constant."""
     return ((raw - images).square().mean((1, 2, 3)) + 1e-5).log().mean()
 
 
-def absolute(raw: Tensor, images: Tensor) -> Tensor:
-    """Mean absolute error, over the standard deviation of the pixels."""
+def absolute_error(raw: Tensor, images: Tensor) -> Tensor:
+    """Mean absolute error, divided by the standard deviation of the pixels."""
     return (raw - images).abs().mean() / 0.025**0.5
 
 
-def build(
+def build_variant(
     quantizer: type[VectorQuantizer] | None = None,
-    error: Callable[[Tensor, Tensor], Tensor] | None = None,
+    reconstruction_error: Callable[[Tensor, Tensor], Tensor] | None = None,
     **options: Any,
 ) -> VQVAE:
-    """The base with one or more things changed."""
+    """The base model with one or more changes."""
     options = {"restart_after": 100} | options
-    vqvae = VQVAE(**options) if error is None else OwnLoss(**options)
-    if error is not None:
-        vqvae.error = error
+    vqvae = VQVAE(**options) if reconstruction_error is None else CustomLossVQVAE(**options)
+    if reconstruction_error is not None:
+        vqvae.reconstruction_error = reconstruction_error
     if quantizer is not None:
-        vqvae.quantizer.__class__ = quantizer  # same state, another rule
+        vqvae.quantizer.__class__ = quantizer  # same parameters and buffers, another forward()
     return vqvae
 
 
@@ -123,23 +126,25 @@ CHANGES: dict[str, dict[str, Any]] = {
     "ReLU before the quantizer": {"final_relu": True},
     "one codebook for all slots": {"codebooks": 1},
     "commitment 1": {"commitment_cost": 1.0},
-    "latents of length 1": {"quantizer": UnitLatents},
-    "rotation trick": {"quantizer": RotationTrick},
+    "latents of length 1": {"quantizer": NormalizedLatents},
+    "rotation trick": {"quantizer": RotationTrickQuantizer},
     "MSE not divided by its variance": {"data_variance": 1.0},
-    "log MSE of each image": {"error": log_mse},
-    "absolute error": {"error": absolute},
+    "log MSE of each image": {"reconstruction_error": log_mse},
+    "absolute error": {"reconstruction_error": absolute_error},
     "constant learning rate 1e-3": {"schedule": Schedule(lr=1e-3)},
-    "no quantizer": {"quantizer": NoQuantizer},
+    "no quantizer": {"quantizer": IdentityQuantizer},
     "weight average 0.999": {"schedule": WORKBOOK.schedule},
     "workbook: both": {"restart_after": 20, "schedule": WORKBOOK.schedule},
 }
-TWICE = ("base", "restarts after 20 batches", "log MSE of each image", "workbook: both")
+TWO_SEEDS = ("base", "restarts after 20 batches", "log MSE of each image", "workbook: both")
 
 
 def run(name: str, seed: int, data: Any) -> dict[str, Any]:
     options = dict(CHANGES[name])
-    schedule = options.pop("schedule", replace(WORKBOOK.schedule, average=None))
-    recipe = replace(WORKBOOK, name=name, vqvae=partial(build, **options), schedule=schedule)
+    schedule = options.pop("schedule", replace(WORKBOOK.schedule, ema_decay=None))
+    recipe = replace(
+        WORKBOOK, name=name, vqvae=partial(build_variant, **options), schedule=schedule
+    )
     folder = f"ablation-{name.replace(':', '').replace(' ', '-')}-{seed}"
     vqvae = train_vqvae(data, recipe, run=folder, size=SIZE, epochs=EPOCHS, seed=seed)
     split = data.split()
@@ -155,14 +160,16 @@ def run(name: str, seed: int, data: Any) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--data", help="folder of images; default: as open_dataset()")
-    parser.add_argument("--only", nargs="*", default=list(CHANGES), help="names of changes")
+    parser.add_argument("--data", help="folder of the images; default: see open_dataset()")
+    parser.add_argument(
+        "--only", nargs="*", default=list(CHANGES), help="names of the changes to run"
+    )
     options = parser.parse_args()
     data = open_dataset(options.data)
     table = load_results("ablation", {"rows": []})
     table |= {"data": repr(data), "size": SIZE, "split": "val"}
     done = {(row["change"], row["seed"]) for row in table["rows"]}
-    wanted = [(name, 0) for name in options.only] + [(n, 1) for n in TWICE if n in options.only]
+    wanted = [(name, 0) for name in options.only] + [(n, 1) for n in TWO_SEEDS if n in options.only]
     for name, seed in wanted:
         if (name, seed) in done:
             continue

@@ -1,11 +1,11 @@
-"""How fast batches are made: whole batches from the cache beside one image at a time with PIL.
+"""Speed of batch preparation: whole batches from the cache, and single images with PIL.
 
-    python benchmarks/augmentation.py            # the data set at hand; VQLIB_DATA names another
+    python benchmarks/augmentation.py            # the default data set; VQLIB_DATA selects another
 
-All variants take the same images in the same order, in turns, so that a busy machine slows all of
-them alike; the ratios are medians over the rounds. The CPU ratio compares the computing time of all
-threads, which other programs don't disturb. PIL's rotation takes the nearest pixel, as
-torchvision's RandomRotation does by default; ours interpolates (bilinearly).
+All variants process the same images in the same order, interleaved, so that other load on the
+machine affects all of them equally. Ratios are medians over the rounds. The CPU ratio compares the
+CPU time of all threads, which other programs do not affect. PIL's rotation uses the nearest pixel,
+which is the default of torchvision's RandomRotation; ours interpolates bilinearly.
 """
 
 from __future__ import annotations
@@ -22,13 +22,9 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from vqlib.data import (
-    batches,
-    dihedral,
-    open_dataset,
-    report_transforms,
-    rotate_and_flip,
-)
+from vqlib.course.report_transforms import report_transforms
+from vqlib.data import batches, random_dihedral, rotate_and_flip
+from vqlib.lesions.datasets import open_dataset
 
 MEAN_COLOUR = (0.485, 0.456, 0.406)
 
@@ -46,11 +42,15 @@ def one_by_one(files: list[Path], size: int, batch_size: int) -> Iterable[torch.
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--images", type=int, default=512)
-    parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, help="1 on a busy machine: compares computing time")
+    parser.add_argument("--images", type=int, default=512, help="number of images")
+    parser.add_argument("--size", type=int, default=256, help="pixels of a side")
+    parser.add_argument("--batch-size", type=int, default=16, help="images per batch")
+    parser.add_argument("--rounds", type=int, default=7, help="measurements of each variant")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        help="number of threads; use 1 on a busy machine to compare CPU time",
+    )
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -61,12 +61,12 @@ def main() -> None:
     start = time.perf_counter()
     pixels = data.pixels(args.size)
     print(
-        f"cache at hand or built after {time.perf_counter() - start:.1f} s: {len(pixels):,} images"
+        f"pixels loaded or computed in {time.perf_counter() - start:.1f} s: {len(pixels):,} images"
     )
 
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder, f"{i}.jpg") for i in indices.tolist()]
-        for i, file in zip(indices.tolist(), files):  # synthetic images have no files of their own
+        for i, file in zip(indices.tolist(), files):  # synthetic images are not files
             data.image(i).save(file, quality=92)
         print(f"{len(files)} JPEG of {data.image(0).size}, {torch.get_num_threads()} threads")
 
@@ -76,25 +76,25 @@ def main() -> None:
             "rotate_and_flip, reflect": lambda: ours(rotate_and_flip),
             "rotate_and_flip, black": lambda: ours(partial(rotate_and_flip, corners="black")),
             "rotate_and_flip, colour": lambda: ours(partial(rotate_and_flip, corners=MEAN_COLOUR)),
-            "dihedral": lambda: ours(dihedral),
+            "dihedral": lambda: ours(random_dihedral),
             "no augmentation": lambda: ours(None),
         }
         seconds: dict[str, list[float]] = {name: [] for name in variants}
-        computing: dict[str, list[float]] = {name: [] for name in variants}
-        for number in range(args.rounds + 1):
+        cpu_seconds: dict[str, list[float]] = {name: [] for name in variants}
+        for round_number in range(args.rounds + 1):
             for name, run in variants.items():
-                start, start_computing = time.perf_counter(), time.process_time()
+                start, cpu_start = time.perf_counter(), time.process_time()
                 for _ in run():
                     pass
-                if number:  # the first round warms up
+                if round_number:  # the first round is a warm-up
                     seconds[name].append(time.perf_counter() - start)
-                    computing[name].append(time.process_time() - start_computing)
+                    cpu_seconds[name].append(time.process_time() - cpu_start)
 
-    first = next(iter(variants))
+    reference = next(iter(variants))
     print(f"\n{'':28}{'images/s':>10}{'ratio':>8}{'lowest':>8}{'CPU ratio':>11}")
     for name, times in seconds.items():
-        ratios = [a / b for a, b in zip(seconds[first], times)]
-        cpu = median(a / b for a, b in zip(computing[first], computing[name]))
+        ratios = [a / b for a, b in zip(seconds[reference], times)]
+        cpu = median(a / b for a, b in zip(cpu_seconds[reference], cpu_seconds[name]))
         rate = len(indices) / median(times)
         print(f"{name:28}{rate:10,.0f}{median(ratios):8.1f}{min(ratios):8.1f}{cpu:11.1f}")
 

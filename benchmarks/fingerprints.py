@@ -1,10 +1,10 @@
-"""Record in the shipped weights what they were trained on, as trainings do now by themselves.
+"""Add fingerprints of the training data to the pretrained weights, as new trainings store them.
 
     python benchmarks/fingerprints.py --data PATH    # the images that the models were trained on
 
-The files were written before `save_model` kept fingerprints. This adds to each the fingerprints of
-pixels, split, codes and codebook, and that its training was finished; tensors stay as they are,
-bit by bit. Run again, it changes nothing.
+The pretrained files were written before `save_model` stored fingerprints. This script adds those of
+pixels, split, codes and codebook, and the note that the training is finished. All tensors stay
+exactly the same. A second call changes nothing.
 """
 
 from __future__ import annotations
@@ -14,44 +14,35 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from vqlib import DEEP, WORKBOOK, EncodedDataset, load_model, open_dataset, save_model
-from vqlib.cache import fingerprint
-from vqlib.evaluation import load_results
+from vqlib.checkpoints import PRETRAINED, fingerprint, model_notes
+from vqlib.evaluation.results import load_results
 from vqlib.quantizer import codebook_fingerprint
-from vqlib.weights import PRETRAINED, model_notes
 
 MODELS = {"ham10000": DEEP, "ham10000-report-layers": WORKBOOK}
 
 
-def tensors_of(path: Path) -> dict[str, torch.Tensor]:
-    with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}
-
-
 def record(path: Path, codebook: str | None = None, **notes: Any) -> None:
-    """Write the file anew with these notes beside those that it has."""
-    before = tensors_of(path)
+    """Rewrite the file with additional notes."""
     model = load_model(path)
     if codebook is not None:
-        model.codebook_fingerprint = codebook
+        model.trained_on_codebook = codebook
     save_model(model, path, torch.float16, **model_notes(path) | notes)
-    after = tensors_of(path)
-    assert before.keys() == after.keys()
-    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    after = load_model(path).state_dict()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in model.state_dict().items())
     print(f"{path.parent.name}/{path.name}: {model_notes(path)}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--data", required=True, help="folder of images")
+    parser.add_argument("--data", required=True, help="folder of the images")
     data = open_dataset(parser.parse_args().data)
     for name, recipe in MODELS.items():
         epochs = recipe.vqvae_epochs
         record(
             PRETRAINED / name / "vqvae.safetensors",
-            pixels=data.pixels(256, recipe.fit).fingerprint,
+            pixels=data.pixels(256, recipe.resize_mode).fingerprint,
             split=fingerprint(*recipe.split(data)),
             **{"epoch": epochs, "epochs": epochs, "finished": True},
         )
@@ -61,6 +52,8 @@ def main() -> None:
     record(
         folder / "prior.safetensors",
         codebook_fingerprint(encoded.codebook),
+        classes=data.classes,
+        grid=list(encoded.codes.shape[1:3]),
         codes=fingerprint(encoded.codes, encoded.labels, *encoded.split),
         epoch=1 + bits.index(min(bits)),
         **{"epochs": len(bits), "finished": True},

@@ -1,11 +1,11 @@
-"""Everything in data/pretrained: two VQ-VAEs, the codes of all lesions, a prior, a classifier.
+"""Train everything in data/pretrained: two VQ-VAEs, the codes of all images, a prior, a classifier.
 
-    python benchmarks/pretrained.py --data PATH        # hours on a CPU; run again to resume
+    python benchmarks/pretrained.py --data PATH        # hours on a CPU; call again to resume
 
-Trainings are runs of their own (work_dir()/runs/shipped-...); what is trained already is loaded.
-Weights are written in float16, and codes are made with the weights *as written*, so they are what
-everyone gets who encodes the same image. The held-out curves go to data/results/curves.json and
-prior-curve.json, the results table to data/results/NAME-val.json.
+Each training is a run of its own (work_dir()/runs/shipped-...); finished ones are loaded. Weights
+are stored in float16, and the codes are computed with the *stored* weights, so that anyone who
+encodes the same image gets the same codes. The held-out curves are written to
+data/results/curves.json and prior-curve.json, the results table to data/results/NAME-val.json.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from torch import nn
 from vqlib import (
     DEEP,
     WORKBOOK,
-    classifier,
     encode_dataset,
     load_model,
     open_dataset,
@@ -26,34 +25,33 @@ from vqlib import (
     train_prior,
     train_vqvae,
 )
-from vqlib.codes import add_turned
-from vqlib.curves import read_log
-from vqlib.evaluation import as_text, evaluate, save_results
-from vqlib.training import train_classifier
-from vqlib.weights import PRETRAINED, model_notes, run_folder
+from vqlib.checkpoints import PRETRAINED, model_notes, read_log, run_folder
+from vqlib.codes import add_augmented
+from vqlib.evaluation.results import as_text, evaluate, save_results
+from vqlib.lesions.classifier import SIZE, train_classifier
 
-LAYERS, BEST = "ham10000-report-layers", "ham10000"
-RECIPES = {LAYERS: WORKBOOK, BEST: DEEP}
+REPORT_LAYERS, BEST = "ham10000-report-layers", "ham10000"
+RECIPES = {REPORT_LAYERS: WORKBOOK, BEST: DEEP}
 
 
-def ship(run: str, name: str, file: str) -> nn.Module:
-    """Write a run's weights to data/pretrained in float16, and read them back."""
-    trained = run_folder(run) / file
+def write_pretrained(run: str, name: str, file: str) -> nn.Module:
+    """Store the weights of a run in data/pretrained in float16, and load them from there."""
+    source = run_folder(run) / file
     path = PRETRAINED / name / file
-    save_model(load_model(trained), path, torch.float16, **model_notes(trained))
+    save_model(load_model(source), path, torch.float16, **model_notes(source))
     return load_model(path)
 
 
-def curve(run: str, *keys: str) -> dict[str, list[float]]:
-    """What held-out lesions said after each epoch."""
+def held_out_curve(run: str, *keys: str) -> dict[str, list[float]]:
+    """Held-out metrics after each epoch."""
     epochs = read_log(run)[1]
-    found = {key: [round(e["held_out"][key], 4) for e in epochs] for key in keys}
-    return {"step": [e["step"] for e in epochs], **found}
+    values = {key: [round(e["held_out"][key], 4) for e in epochs] for key in keys}
+    return {"step": [e["step"] for e in epochs], **values}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--data", help="folder of images; default: as open_dataset()")
+    parser.add_argument("--data", help="folder of the images; default: see open_dataset()")
     options = parser.parse_args()
     data = open_dataset(options.data)
     models, curves = {}, {}
@@ -61,28 +59,30 @@ def main() -> None:
     for name, recipe in RECIPES.items():
         run = f"shipped-{name}"
         train_vqvae(data, recipe, run=run)
-        models[name] = ship(run, name, "vqvae.safetensors")
-        curves[name] = curve(run, *keys)
+        models[name] = write_pretrained(run, name, "vqvae.safetensors")
+        curves[name] = held_out_curve(run, *keys)
     save_results("curves", curves)
     split = DEEP.split(data)
     encoded = encode_dataset(models[BEST], data, split=split)
     encoded.save(PRETRAINED / BEST / "codes.safetensors")
-    add_turned(encoded, models[BEST], data)
+    add_augmented(encoded, models[BEST], data)
     train_prior(encoded, WORKBOOK, run="shipped-prior")
-    save_results("prior-curve", curve("shipped-prior", "bits_per_code"))
-    prior = ship("shipped-prior", BEST, "prior.safetensors")
-    small = data.pixels(classifier.SIZE)
+    save_results("prior-curve", held_out_curve("shipped-prior", "bits_per_code"))
+    prior = write_pretrained("shipped-prior", BEST, "prior.safetensors")
+    small_images = data.pixels(SIZE)
     train_classifier(
-        small[split.train],
+        small_images[split.train],
         data.labels[split.train],
-        small[split.val],
+        small_images[split.val],
         data.labels[split.val],
         source=repr(data),
         run="shipped-classifier",
         epochs=24,
     )
-    judge = ship("shipped-classifier", BEST, "classifier.safetensors")
-    result = evaluate(data, {name: models[name] for name in (BEST, LAYERS)}, prior, judge)
+    classifier = write_pretrained("shipped-classifier", BEST, "classifier.safetensors")
+    result = evaluate(
+        data, {name: models[name] for name in (BEST, REPORT_LAYERS)}, prior, classifier
+    )
     save_results(f"{data.name}-val", result)
     print(as_text(result))
 

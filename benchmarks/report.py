@@ -1,16 +1,16 @@
-"""The report, reproduced: what its losses between 0.389 and 0.447 can and can't be.
+"""Reproduction of the report: which settings can explain its losses between 0.389 and 0.447?
 
     python benchmarks/report.py --data PATH        # PATH in the layout of HAM10000; again to resume
 
-1. Three readings of where the rotation stands, without any training: the *floor* that no network of
-   the report's kind can pass, and the loss of the best *single image*, which is all that is left
-   when every position of every image gets the same code.
-2. Readings of the quantizer, trained shortly: which terms does the loss have, how do the vectors
-   lie in the feature map, and how many codes survive?
-3. The report's training: 20 epochs at 256 px, 90 % of the images, batch 16, Adam 1e-3.
-4. Its prior: PixelRCNN with MSE for 100 epochs on the codes of 3.
+1. Three hypotheses about where the images are rotated, without any training: the *lower bound* of
+   the loss for any network with the report's target and sigmoid output, and the loss of the best
+   *single image*, which is all that the decoder can give when all positions have the same code.
+2. Hypotheses about the quantizer, with short trainings: which terms the loss contains, how vectors
+   are cut from the feature map, and how many codes remain in use.
+3. The report's training: 20 epochs at 256 px, 90 % of the images, batch size 16, Adam 1e-3.
+4. The report's prior: PixelRCNN with MSE for 100 epochs on the codes of step 3.
 
-Results go to data/results/report.json, which notebooks 02 and 04 quote.
+The results are written to data/results/report.json, which notebooks 02 and 04 quote.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.utils import save_image
 
-from vqlib import REPORT, encode_dataset, open_dataset, train_prior, train_vqvae
-from vqlib.curves import read_log
-from vqlib.data import LesionDataset, batches, rotate_and_flip
-from vqlib.evaluation import RESULTS, load_results, save_results
+from vqlib import REPORT, ImageDataset, encode_dataset, open_dataset, train_prior, train_vqvae
+from vqlib.checkpoints import read_log
+from vqlib.data import batches, rotate_and_flip
+from vqlib.evaluation.results import RESULTS, load_results, save_results
 from vqlib.metrics import evaluate_vqvae
 from vqlib.quantizer import VectorQuantizer
 from vqlib.vqvae import IMAGENET_MEAN, IMAGENET_STD, VQVAE
 
-BAND = (0.389486, 0.447475)  # of the report's means over 100 batches, epochs 18 to 20
+REPORT_LOSS_RANGE = (0.389486, 0.447475)  # of the report's means over 100 batches, epochs 18 to 20
 ROTATIONS: dict[str, Callable[..., Tensor] | None] = {
     "no rotation": None,
     "rotated after Normalize": partial(rotate_and_flip, degrees=30.0, corners=IMAGENET_MEAN),
@@ -43,26 +43,26 @@ ROTATIONS: dict[str, Callable[..., Tensor] | None] = {
 
 
 def uniform_codebook() -> VQVAE:
-    """A gradient codebook that starts as most do, in [-1/K, 1/K]."""
+    """Codebook trained by gradient, with the usual uniform initialization in [-1/K, 1/K]."""
     model = VQVAE.report(ema_decay=None)
     bound = 1 / model.quantizer.num_embeddings
     torch.nn.init.uniform_(model.quantizer.codebook, -bound, bound)
     return model
 
 
-class NoPermute(VectorQuantizer):
-    """Vectors cut from the feature map as it lies in memory: 8 x 8 pixels of one channel."""
+class ChannelFirstQuantizer(VectorQuantizer):
+    """Quantizer without the permute: each vector is the 8 x 8 map of one channel."""
 
-    def _to_vectors(self, z: Tensor) -> Tensor:
+    def _flatten(self, z: Tensor) -> Tensor:
         return z.reshape(1, -1, self.embedding_dim)
 
-    def lookup(self, codes: Tensor) -> Tensor:
+    def quantize(self, codes: Tensor) -> Tensor:
         return F.embedding(codes, self.codebook[0]).reshape(len(codes), -1, *codes.shape[1:3])
 
 
 def without_permute(**options: Any) -> VQVAE:
     model = VQVAE.report(**options)
-    model.quantizer.__class__ = NoPermute  # same state, another rule
+    model.quantizer.__class__ = ChannelFirstQuantizer  # same parameters, other vectors
     return model
 
 
@@ -75,72 +75,83 @@ QUANTIZERS: dict[str, Callable[[], VQVAE]] = {
 }
 
 
-def without_training(data: LesionDataset, size: int, images: int = 2048) -> list[dict[str, Any]]:
-    """Floor and single-image loss of each reading, on training images."""
-    pixels, train = data.pixels(size, REPORT.fit), REPORT.split(data).train[:images]
+def loss_bounds(data: ImageDataset, size: int, images: int = 2048) -> list[dict[str, Any]]:
+    """Lower bound and single-image loss of each hypothesis, on training images."""
+    pixels, train = data.pixels(size, REPORT.resize_mode), REPORT.split(data).train[:images]
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
     rows = []
     for name, augment in ROTATIONS.items():
-        floor = total = squares = torch.zeros(3, size, size)
-        for part, _ in batches(pixels, train, 64, augment, seed=0):
-            target = (part - mean) / std
-            floor = floor + (target - target.clamp(0, 1)).square().sum(0)
-            total, squares = total + target.sum(0), squares + target.square().sum(0)
-        average = total / len(train)
-        single = average.clamp(0, 1)
-        loss = squares / len(train) - 2 * single * average + single.square()
+        lower_bound = total = sum_of_squares = torch.zeros(3, size, size)
+        for batch, _ in batches(pixels, train, 64, augment, seed=0):
+            target = (batch - mean) / std
+            lower_bound = lower_bound + (target - target.clamp(0, 1)).square().sum(0)
+            total = total + target.sum(0)
+            sum_of_squares = sum_of_squares + target.square().sum(0)
+        mean_image, mean_square = total / len(train), sum_of_squares / len(train)
+        best_image = mean_image.clamp(0, 1)
+        loss = mean_square - 2 * best_image * mean_image + best_image.square()
         rows.append(
             {
                 "rotation": name,
                 "images": len(train),
-                "floor": float(floor.mean() / len(train)),
+                "floor": float(lower_bound.mean() / len(train)),
                 "one_code": float(loss.mean()),
-                "variance": float((squares / len(train)).mean() - average.mean().square()),
+                "variance": float(mean_square.mean() - mean_image.mean().square()),
             }
         )
         print(rows[-1])
     return rows
 
 
-def trained(data: LesionDataset, name: str, run: str, size: int, epochs: int) -> dict[str, Any]:
-    """Train one reading of the quantizer, and sum up its log."""
+def train_and_summarize(
+    data: ImageDataset, name: str, run: str, size: int, epochs: int
+) -> dict[str, Any]:
+    """Train one variant of the quantizer, and summarize its log."""
     recipe = replace(REPORT, vqvae=QUANTIZERS[name])
     vqvae = train_vqvae(data, recipe, run=run, size=size, epochs=epochs)
     steps, _ = read_log(run)
     split = recipe.split(data)
-    found = evaluate_vqvae(vqvae, data.pixels(size, recipe.fit), split.val)
-    each = -(-len(split.train) // recipe.batch_size)
+    metrics = evaluate_vqvae(vqvae, data.pixels(size, recipe.resize_mode), split.val)
+    batches_per_epoch = -(-len(split.train) // recipe.batch_size)
     means = {
         key: [
-            sum(line[key] for line in part) / len(part)
-            for part in (
+            sum(line[key] for line in lines) / len(lines)
+            for lines in (
                 steps[start : start + min(100, end - start)]
-                for end in range(each, len(steps) + 1, each)
-                for start in range(end - each, end, 100)
+                for end in range(batches_per_epoch, len(steps) + 1, batches_per_epoch)
+                for start in range(end - batches_per_epoch, end, 100)
             )
         ]
         for key in ("loss", "reconstruction_loss", "vq_loss")
     }
-    last = means["loss"][-3 * -(-each // 100) :]  # three epochs, as the report prints
+    # the last three epochs, as in the report
+    last_means = means["loss"][-3 * -(-batches_per_epoch // 100) :]
+    last_mean = sum(last_means) / len(last_means)
     return {
         "quantizer": name,
         "size": size,
         "epochs": epochs,
-        "batches": each,
-        **found.summary(),
-        "codes_in_all": int((found.counts > 0).any(0).sum()),
-        "last_losses": [min(last), max(last)],
-        "inside_the_band": BAND[0] <= sum(last) / len(last) <= BAND[1],
+        "batches": batches_per_epoch,
+        **metrics.summary(),
+        "codes_in_all": int((metrics.counts > 0).any(0).sum()),
+        "last_losses": [min(last_means), max(last_means)],
+        "inside_the_band": REPORT_LOSS_RANGE[0] <= last_mean <= REPORT_LOSS_RANGE[1],
         "means_of_100": {key: [round(x, 5) for x in values] for key, values in means.items()},
     }
 
 
 @torch.inference_mode()
 def report_samples(vqvae: VQVAE, prior: nn.Module) -> Tensor:
-    """The report's way to draw 16 images, gaps filled as in notebook 05: (16, 3, 96, 96)."""
+    """16 images sampled by the report's method, completed as in notebook 05.
+
+    Returns:
+        float32 (16, 3, 96, 96): as in the report, the outputs of the decoder's sigmoid, which are
+        not mapped back to pixels.
+    """
     torch.manual_seed(0)
     side = 8
-    logits = prior(torch.zeros(16, 256, side, side))  # always of the same empty grid
+    # as in the report, always for the same empty grid
+    logits = prior(torch.zeros(16, 256, side, side))
     p = logits.softmax(1).movedim(1, -1).flatten(0, 2)
     indices = torch.multinomial(p, 1).view(16, side, side)
     indices = indices[..., None].expand(-1, -1, -1, 4).reshape(-1)
@@ -150,45 +161,55 @@ def report_samples(vqvae: VQVAE, prior: nn.Module) -> Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--data", help="folder of images; default: as open_dataset()")
-    parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--epochs", type=int, default=REPORT.vqvae_epochs)
-    parser.add_argument("--prior-epochs", type=int, default=REPORT.prior_epochs)
+    parser.add_argument("--data", help="folder of the images; default: see open_dataset()")
+    parser.add_argument("--size", type=int, default=256, help="pixels of a side")
+    parser.add_argument(
+        "--epochs", type=int, default=REPORT.vqvae_epochs, help="epochs of the VQ-VAE"
+    )
+    parser.add_argument(
+        "--prior-epochs", type=int, default=REPORT.prior_epochs, help="epochs of the prior"
+    )
     options = parser.parse_args()
     data = open_dataset(options.data)
     results = load_results("report", {})
 
-    def once(key: str, compute: Callable[[], Any]) -> None:
+    def compute_once(key: str, compute: Callable[[], Any]) -> None:
         if key not in results:
             results[key] = compute()
             save_results("report", results)
 
-    once("data", lambda: repr(data))
-    once("band", lambda: list(BAND))
-    once("without_training", lambda: without_training(data, options.size))
+    compute_once("data", lambda: repr(data))
+    compute_once("band", lambda: list(REPORT_LOSS_RANGE))
+    compute_once("without_training", lambda: loss_bounds(data, options.size))
     half = options.size // 2
     for number, name in enumerate(QUANTIZERS):
-        # Only at full size has a channel's map as many pixels as a vector has numbers.
+        # Without the permute, the map of a channel has 64 pixels only at full size (256 px).
         size = options.size if "without" in name else half
-        once(name, partial(trained, data, name, f"report-reading-{number}", size, 2))
+        compute_once(
+            name, partial(train_and_summarize, data, name, f"report-reading-{number}", size, 2)
+        )
     first, main_run = next(iter(QUANTIZERS)), "report-ham10000"
-    once("training", partial(trained, data, first, main_run, options.size, options.epochs))
+    compute_once(
+        "training",
+        partial(train_and_summarize, data, first, main_run, options.size, options.epochs),
+    )
 
-    def prior() -> dict[str, Any]:
-        whole = {"size": options.size, "epochs": options.epochs}
-        vqvae = train_vqvae(data, REPORT, run=main_run, **whole)  # loads it
+    def prior_results() -> dict[str, Any]:
+        training_options = {"size": options.size, "epochs": options.epochs}
+        # loads the finished run
+        vqvae = train_vqvae(data, REPORT, run=main_run, **training_options)
         encoded = encode_dataset(vqvae, data, options.size, split=REPORT.split(data))
         epochs = options.prior_epochs
         network = train_prior(encoded, REPORT, run="report-prior", epochs=epochs)
         save_image(report_samples(vqvae, network), RESULTS / "report-samples.png", nrow=8)
         steps, held_out = read_log("report-prior")
-        each = -(-len(encoded.split.train) // REPORT.batch_size)
+        batches_per_epoch = -(-len(encoded.split.train) // REPORT.batch_size)
         losses = [step["loss"] for step in steps]
         return {
             "epochs": epochs,
             "train_mse": [
-                round(sum(losses[end - each : end]) / each, 5)
-                for end in range(each, len(losses) + 1, each)
+                round(sum(losses[end - batches_per_epoch : end]) / batches_per_epoch, 5)
+                for end in range(batches_per_epoch, len(losses) + 1, batches_per_epoch)
             ],
             "held_out_mse": [round(line["held_out"]["mse"], 5) for line in held_out],
             "held_out_mse_over_variance": held_out[-1]["held_out"]["mse_over_variance"],
@@ -196,7 +217,7 @@ def main() -> None:
             "codes_in_all": len(encoded.codes.unique()),
         }
 
-    once("prior", prior)
+    compute_once("prior", prior_results)
 
 
 if __name__ == "__main__":

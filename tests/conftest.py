@@ -1,16 +1,16 @@
-"""Unit tests see neither the user's data nor the user's runs."""
+"""Unit tests use neither the data nor the runs of the user."""
 
 import os
 
 import pytest
 
-# Tests run on the embedded default and on files they write themselves.
+# Tests use synthetic images and files that they write themselves.
 os.environ["VQLIB_DATA"] = "synthetic"
 
 
 @pytest.fixture(scope="session", autouse=True)
 def work_home(tmp_path_factory):
-    """Caches and runs of the tests go to a temporary folder, by way of VQLIB_HOME."""
+    """Set VQLIB_HOME to a temporary folder for the caches and runs of the tests."""
     home = tmp_path_factory.mktemp("vqlib_home")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VQLIB_HOME", str(home))

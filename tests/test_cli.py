@@ -1,30 +1,31 @@
-"""The commands of README, one after another, on the embedded default at 64 pixels."""
+"""The commands of the README, run in sequence on synthetic images of 64 pixels."""
 
 import json
 
 import pytest
 
 from vqlib import VQVAE, save_model
-from vqlib.__main__ import main
+from vqlib.__main__ import _parser, main
+from vqlib.checkpoints import PRETRAINED
 
 
-def test_images_to_codes_to_samples(tmp_path, monkeypatch, capsys):
+def test_train_encode_sample_and_evaluate(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("VQLIB_HOME", str(tmp_path))
     vqvae, prior = (
         str(tmp_path / "runs" / part / f"{part}.safetensors") for part in ("vqvae", "prior")
     )
     codes, results = str(tmp_path / "codes.safetensors"), tmp_path / "results.json"
     small, models = ["--size", "64"], ["--vqvae", vqvae, "--prior", prior]
-    picture = tmp_path / "pictures" / "new.png"
+    image = tmp_path / "images" / "new.png"
     for command in (
         ["train-vqvae", "--epochs", "1", *small],
         ["encode", "--vqvae", vqvae, "--out", codes, *small],
         ["train-prior", "--codes", codes, "--epochs", "1"],
-        ["sample", *models, "--n", "4", "--label", "MEL", "--grid", "2", "--out", str(picture)],
+        ["sample", *models, "--n", "4", "--label", "MEL", "--grid", "2", "--out", str(image)],
         ["evaluate", *models, "--json", str(results), *small],
     ):
         assert main(command) == 0, command
-    assert picture.stat().st_size > 1000
+    assert image.stat().st_size > 1000
     table = json.loads(results.read_text())
     ours = table["rows"]["vqvae"]
     assert table["split"] == "val" and table["n"] == len(table["psnr_db_of"]["vqvae"]) > 40
@@ -33,7 +34,7 @@ def test_images_to_codes_to_samples(tmp_path, monkeypatch, capsys):
     assert table["rows"]["WebP"]["n"] == 0 and ours["psnr_above_rival_db"] is None
     assert "PSNR dB" in capsys.readouterr().out
 
-    # Neither are weights overwritten by codes, nor two models of one name taken for one.
+    # Codes do not overwrite weights, and two models of the same name are not confused.
     weights = (tmp_path / "runs" / "vqvae" / "vqvae.safetensors").read_bytes()
     other = str(save_model(VQVAE(), tmp_path / "other" / "vqvae.safetensors"))
     for mistake in (
@@ -42,7 +43,8 @@ def test_images_to_codes_to_samples(tmp_path, monkeypatch, capsys):
         ["evaluate", "--vqvae", vqvae, "--vqvae", vqvae, *small],
         ["evaluate", "--vqvae", vqvae, "--classifier", prior, *small],
         ["sample", "--vqvae", prior, "--prior", vqvae],
-        ["sample", "--vqvae", other, "--prior", prior, "--out", str(picture)],
+        ["sample", "--vqvae", other, "--prior", prior, "--out", str(image)],
+        ["sample", "--vqvae", vqvae],
         ["evaluate", "--vqvae", other, "--prior", prior, *small],
         ["sample", *models, "--n", "0"],
         ["train-vqvae", "--epochs", "0", "--run", "never", *small],
@@ -50,7 +52,7 @@ def test_images_to_codes_to_samples(tmp_path, monkeypatch, capsys):
         assert main(mistake) == 2 and capsys.readouterr().err.startswith("error: ")
     assert (tmp_path / "runs" / "vqvae" / "vqvae.safetensors").read_bytes() == weights
     assert json.loads(results.read_text()) == table and not (tmp_path / "runs" / "never").exists()
-    for option in (["--size", "50"], ["--device", "abacus"]):
+    for option in (["--size", "50"], ["--size", "big"], ["--device", "abacus"]):
         with pytest.raises(SystemExit):
             main(["train-vqvae", *option])
 
@@ -60,10 +62,34 @@ def test_images_to_codes_to_samples(tmp_path, monkeypatch, capsys):
     [
         ["train-vqvae", "--data", "nowhere"],
         ["sample", "--vqvae", "nowhere.safetensors", "--prior", "nowhere.safetensors"],
+        ["sample", "--model", "nowhere"],
         ["train-prior", "--codes", "nowhere.safetensors"],
     ],
 )
-def test_a_mistake_is_one_clear_line(command, capsys):
+def test_an_expected_error_is_printed_as_one_line(command, capsys):
     assert main(command) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and "nowhere" in error and "Traceback" not in error
+
+
+def test_sample_uses_the_pretrained_model_by_default_or_by_name(tmp_path):
+    def sampled(name, *options):
+        path = tmp_path / name
+        assert main(["sample", "--n", "1", "--out", str(path), *options]) == 0
+        return path.read_bytes()
+
+    vqvae, prior = (
+        str(PRETRAINED / "ham10000" / f"{part}.safetensors") for part in ("vqvae", "prior")
+    )
+    default = sampled("default.png")
+    assert default == sampled("name.png", "--model", "ham10000")
+    assert default == sampled("files.png", "--vqvae", vqvae, "--prior", prior)
+
+
+def test_every_option_has_a_help_text_with_its_default():
+    commands = next(action.choices for action in _parser()._actions if action.choices)
+    for name, command in commands.items():
+        for action in command._actions:
+            assert action.help, f"{name} {action.dest}"
+            shown = action.required or action.default is not None or "default: " in action.help
+            assert shown, f"{name} {action.dest}: no default"

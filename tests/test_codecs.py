@@ -1,4 +1,4 @@
-"""Codecs are searched well and stay within their bytes; models are measured as codecs are."""
+"""Baseline codecs find good files within the budget; models are measured in the same way."""
 
 import io
 from functools import partial
@@ -9,18 +9,18 @@ import torch
 from PIL import Image
 
 from vqlib import VQVAE
-from vqlib.codecs import (
+from vqlib.evaluation.codecs import (
     CODECS,
-    best_file,
-    cheapest_file,
+    best_within_budget,
     evaluate_codec,
     mean_colour,
-    payload,
+    payload_bytes,
     raw_thumbnail,
+    smallest_at_psnr,
 )
-from vqlib.data import synthetic_dataset
-from vqlib.evaluation import RIVAL, as_text, evaluate, load_results, rivals
-from vqlib.metrics import evaluate_vqvae, paired_interval, psnr
+from vqlib.evaluation.results import BASELINE_CODEC, as_text, baselines, evaluate, load_results
+from vqlib.lesions.datasets import synthetic_dataset
+from vqlib.metrics import evaluate_vqvae, paired_bootstrap_interval, psnr
 
 
 @pytest.fixture(scope="module")
@@ -36,16 +36,16 @@ def image(pixels):
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_the_file_fits_and_decodes_to_the_picture(image, codec):
-    coded = best_file(image, codec, budget=600)
-    assert len(coded.file) == coded.cost <= 600
-    small = Image.open(io.BytesIO(coded.file)).convert("RGB")
-    assert small.size == (coded.side, coded.side)
-    again = small.resize(image.size, Image.Resampling.BICUBIC)
-    assert np.array_equal(np.asarray(again), np.asarray(coded.picture))
+def test_file_is_within_budget_and_decodes_to_the_image(image, codec):
+    coded = best_within_budget(image, codec, budget=600)
+    assert len(coded.file) == coded.num_bytes <= 600
+    thumbnail = Image.open(io.BytesIO(coded.file)).convert("RGB")
+    assert thumbnail.size == (coded.thumbnail_size, coded.thumbnail_size)
+    decoded = thumbnail.resize(image.size, Image.Resampling.BICUBIC)
+    assert np.array_equal(np.asarray(decoded), np.asarray(coded.picture))
 
 
-def test_no_other_webp_of_multiples_of_16_is_nearer(image):
+def test_search_is_as_good_as_an_exhaustive_search_over_multiples_of_16(image):
     best = 0.0
     for side in (16, 32, 48, 64, 80):
         thumbnail = image.resize((side, side), Image.Resampling.LANCZOS)
@@ -53,88 +53,90 @@ def test_no_other_webp_of_multiples_of_16_is_nearer(image):
             file = io.BytesIO()
             thumbnail.save(file, "WebP", quality=quality, method=6)
             if file.tell() <= 288:
-                picture = (
-                    Image.open(file).convert("RGB").resize(image.size, Image.Resampling.BICUBIC)
-                )
-                pair = [np.asarray(x, np.float32) / 255 for x in (picture, image)]
+                decoded = Image.open(file).convert("RGB")
+                decoded = decoded.resize(image.size, Image.Resampling.BICUBIC)
+                pair = [np.asarray(x, np.float32) / 255 for x in (decoded, image)]
                 best = max(
                     best, float(psnr(*(torch.tensor(x).permute(2, 0, 1)[None] for x in pair)))
                 )
-    assert best_file(image, "WebP").psnr > best - 0.02
+    assert best_within_budget(image, "WebP").psnr > best - 0.02
 
 
-def test_more_bytes_and_free_headers_never_hurt(image):
-    tight = best_file(image, "JPEG", budget=400)
-    assert best_file(image, "JPEG", budget=800).psnr > tight.psnr
-    free = best_file(image, "JPEG", budget=400, headers=False)
-    assert free.psnr > tight.psnr and free.cost == payload(free.file, "JPEG") <= 400
-    assert len(free.file) > 400
+def test_more_bytes_or_uncounted_headers_increase_the_psnr(image):
+    complete = best_within_budget(image, "JPEG", budget=400)
+    assert best_within_budget(image, "JPEG", budget=800).psnr > complete.psnr
+    pixels_only = best_within_budget(image, "JPEG", budget=400, headers=False)
+    assert pixels_only.psnr > complete.psnr
+    assert pixels_only.num_bytes == payload_bytes(pixels_only.file, "JPEG") <= 400
+    assert len(pixels_only.file) > 400
 
 
-def test_what_does_not_fit_is_not_a_number(pixels):
-    found = evaluate_codec(partial(best_file, codec="AVIF"), pixels, torch.arange(2))
-    assert found.psnr.isnan().all() and found.summary()["n"] == 0
+def test_images_without_a_file_in_the_budget_are_nan(pixels):
+    metrics = evaluate_codec(partial(best_within_budget, codec="AVIF"), pixels, torch.arange(2))
+    assert metrics.psnr.isnan().all() and metrics.summary()["n"] == 0
 
 
-def test_simple_rivals(image, pixels):
+def test_raw_thumbnail_and_mean_colour(image, pixels):
     thumbnail = raw_thumbnail(image, 288)
-    assert len(thumbnail.file) == thumbnail.cost == 288
+    assert len(thumbnail.file) == thumbnail.num_bytes == 288
     assert thumbnail.psnr > mean_colour(image).psnr + 3
-    found = evaluate_codec(raw_thumbnail, pixels, torch.arange(1))
-    assert float(found.psnr) == pytest.approx(thumbnail.psnr, abs=1e-3)
+    metrics = evaluate_codec(raw_thumbnail, pixels, torch.arange(1))
+    assert float(metrics.psnr) == pytest.approx(thumbnail.psnr, abs=1e-3)
 
 
-def test_a_model_is_measured_on_8_bit_pixels_as_codecs_are(pixels, monkeypatch):
+def test_models_are_measured_on_8_bit_pixels_like_codecs(pixels, monkeypatch):
     """A reconstruction that rounds to the image itself has no error, and its PSNR is finite."""
     model = VQVAE()
     forward = model.forward
-    near = lambda x: forward(x)._replace(reconstruction=x + 0.4 / 255)  # noqa: E731
-    monkeypatch.setattr(model, "forward", near)
-    found = evaluate_vqvae(model, pixels, torch.arange(2))
-    assert 90 < found.psnr.min() and found.psnr.isfinite().all()
-    assert found.ssim.tolist() == pytest.approx([1, 1], abs=1e-6)
-    same = Image.new("RGB", (64, 64), (200, 150, 120))
-    assert mean_colour(same).psnr == pytest.approx(float(found.psnr[0]))
+    almost_exact = lambda x: forward(x)._replace(reconstruction=x + 0.4 / 255)  # noqa: E731
+    monkeypatch.setattr(model, "forward", almost_exact)
+    metrics = evaluate_vqvae(model, pixels, torch.arange(2))
+    assert 90 < metrics.psnr.min() and metrics.psnr.isfinite().all()
+    assert metrics.ssim.tolist() == pytest.approx([1, 1], abs=1e-6)
+    uniform = Image.new("RGB", (64, 64), (200, 150, 120))
+    assert mean_colour(uniform).psnr == pytest.approx(float(metrics.psnr[0]))
 
 
-def test_a_codec_that_cannot_code_all_images_gets_no_means(tmp_path, monkeypatch):
+def test_no_means_for_a_codec_that_cannot_code_all_images(tmp_path, monkeypatch):
     monkeypatch.setenv("VQLIB_HOME", str(tmp_path))
-    some = lambda x: mean_colour(x) if np.asarray(x).sum() % 2 else None  # noqa: E731
-    codecs = {RIVAL: mean_colour, "some": some}
-    monkeypatch.setattr("vqlib.evaluation.rivals", lambda budget: codecs)
+    partly = lambda x: mean_colour(x) if np.asarray(x).sum() % 2 else None  # noqa: E731
+    codecs = {BASELINE_CODEC: mean_colour, "partial": partly}
+    monkeypatch.setattr("vqlib.evaluation.results.baselines", lambda budget: codecs)
     result = evaluate(synthetic_dataset(lesions=120), {"model": VQVAE()}, size=64)
     n, rows = result["n"], result["rows"]
-    fits = sum(db is not None for db in result["psnr_db_of"]["some"].values())
-    assert 0 < fits < n and rows["some"] == {"n": fits}
-    assert rows[RIVAL]["n"] == n and {"psnr_db", "ssim", "bytes"} <= set(rows[RIVAL])
+    fits = sum(db is not None for db in result["psnr_db_of"]["partial"].values())
+    assert 0 < fits < n and rows["partial"] == {"n": fits}
+    assert rows[BASELINE_CODEC]["n"] == n and {"psnr_db", "ssim", "bytes"} <= set(
+        rows[BASELINE_CODEC]
+    )
     rows["model"]["note"] = "on other pixels"
     lines = as_text(result).splitlines()
-    assert ["some", str(fits)] in [line.split() for line in lines]
+    assert ["partial", str(fits)] in [line.split() for line in lines]
     assert "model: on other pixels" in lines
 
 
-def test_rows_say_at_which_speed_avif_was_run():
+def test_names_of_rows_contain_the_speed_of_avif():
     speed = CODECS["AVIF"]["speed"]
-    named = {f"AVIF speed {speed}", f"AVIF speed {speed}, headers free"}
-    assert {name for name in rivals(288) if "AVIF" in name} == named
+    names = {f"AVIF speed {speed}", f"AVIF speed {speed}, headers free"}
+    assert {name for name in baselines(288) if "AVIF" in name} == names
     for split in ("val", "test"):
-        kept = load_results(f"isic2018-{split}")
-        for rows in (kept["rows"], kept["psnr_db_of"]):
-            assert {name for name in rows if "AVIF" in name} == named
+        committed = load_results(f"isic2018-{split}")
+        for rows in (committed["rows"], committed["psnr_db_of"]):
+            assert {name for name in rows if "AVIF" in name} == names
 
 
-def test_the_interval_is_of_the_pairs():
+def test_bootstrap_interval_is_paired():
     base = 10 * torch.randn(400, generator=torch.Generator().manual_seed(0))
     noise = torch.randn(400, generator=torch.Generator().manual_seed(1))
-    mean, low, high = paired_interval(base + 0.5 + noise, base)
+    mean, low, high = paired_bootstrap_interval(base + 0.5 + noise, base)
     assert low < mean < high and mean == pytest.approx(0.5 + float(noise.mean()), abs=1e-4)
     assert (high - low) == pytest.approx(2 * 1.96 * float(noise.std()) / 20, rel=0.1)
 
 
-def test_the_cheapest_file_is_good_enough_and_a_smaller_one_is_not(image):
-    wanted = best_file(image, "WebP", budget=500).psnr
-    found = cheapest_file(image, "WebP", wanted)
-    assert found.psnr >= wanted and found.cost <= 500
-    assert best_file(image, "WebP", budget=found.cost - 5).psnr < wanted
+def test_smallest_file_reaches_the_psnr_and_a_smaller_one_does_not(image):
+    target = best_within_budget(image, "WebP", budget=500).psnr
+    smallest = smallest_at_psnr(image, "WebP", target)
+    assert smallest.psnr >= target and smallest.num_bytes <= 500
+    assert best_within_budget(image, "WebP", budget=smallest.num_bytes - 5).psnr < target
     with pytest.raises(ValueError, match="does not reach"):
-        cheapest_file(image, "WebP", 90.0)
+        smallest_at_psnr(image, "WebP", 90.0)

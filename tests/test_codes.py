@@ -4,9 +4,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from vqlib import VQVAE, DataError, EncodedDataset, encode_dataset, open_dataset
-from vqlib.augment import moved
-from vqlib.codes import add_turned, pack_codes, unpack_codes
-from vqlib.data import Split
+from vqlib.codes import add_augmented, pack_codes, unpack_codes
+from vqlib.data import Split, dihedral_transform
+from vqlib.lesions import CLASSES
 
 
 def encoded(n=10, books=4):
@@ -14,7 +14,9 @@ def encoded(n=10, books=4):
     codes, labels = torch.randint(512, (n, 8, 8, 4)), torch.randint(7, (n,))
     order = torch.randperm(n)
     split = Split(order[:6].sort().values, order[6:8].sort().values, order[8:].sort().values)
-    return EncodedDataset(codes, labels, split, torch.randn(books, 512, 64), "made up")
+    return EncodedDataset(
+        codes, labels, split, torch.randn(books, 512, 64), "made up", classes=CLASSES
+    )
 
 
 def test_256_codes_of_9_bits_are_288_bytes():
@@ -24,7 +26,7 @@ def test_256_codes_of_9_bits_are_288_bytes():
 
 
 @pytest.mark.parametrize("bits", [1, 7, 9, 13])
-def test_packing_comes_back(bits):
+def test_unpack_codes_inverts_pack_codes(bits):
     codes = torch.randint(2**bits, (3, 5, 7))
     packed = pack_codes(codes, bits)
     assert torch.equal(unpack_codes(packed, bits, (3, 5, 7)), codes)
@@ -34,80 +36,86 @@ def test_packing_comes_back(bits):
         pack_codes(codes + 2**bits, bits)
 
 
-def test_a_file_of_codes_comes_back(tmp_path):
+def test_load_returns_what_save_wrote(tmp_path):
     data = encoded()
     data.save(tmp_path / "codes.safetensors")
-    back = EncodedDataset.load(tmp_path / "codes.safetensors")
-    assert torch.equal(back.codes, data.codes) and torch.equal(back.labels, data.labels)
-    assert all(torch.equal(a, b) for a, b in zip(back.split, data.split, strict=True))
-    assert back.source == "made up"
+    loaded = EncodedDataset.load(tmp_path / "codes.safetensors")
+    assert torch.equal(loaded.codes, data.codes) and torch.equal(loaded.labels, data.labels)
+    assert all(torch.equal(a, b) for a, b in zip(loaded.split, data.split, strict=True))
+    assert loaded.source == "made up"
     (tmp_path / "broken").write_bytes(b"not a file of codes")
     with pytest.raises(DataError, match="broken is not a file of codes"):
         EncodedDataset.load(tmp_path / "broken")
 
 
 @pytest.mark.parametrize("books", [1, 4])
-def test_vectors_are_what_the_quantizer_looks_up(books):
+def test_vectors_equal_the_quantizers_embeddings(books):
     vqvae = VQVAE(codebooks=books, data_init=False).eval()
     data = encoded(books=books)
     data.codebook = vqvae.quantizer.codebook.detach()
-    assert torch.equal(data.vectors(3), vqvae.quantizer.lookup(data.codes[3:4])[0])
+    assert torch.equal(data.vectors(3), vqvae.quantizer.quantize(data.codes[3:4])[0])
     assert torch.equal(data.vectors(torch.tensor([1, 3]))[1], data.vectors(3))
 
 
-def test_encode_dataset_equals_encoding_one_by_one(tmp_path, monkeypatch):
+def test_encode_dataset_equals_encoding_single_images(tmp_path, monkeypatch):
     monkeypatch.setenv("VQLIB_HOME", str(tmp_path))
     data = open_dataset(lesions=14)
     vqvae = VQVAE(data_init=False).train()
     result = encode_dataset(vqvae, data, size=64, batch_size=4)
     assert vqvae.training
     vqvae.eval()
-    alone = vqvae.encode(data.pixels(64)[5:6].float() / 255)
-    assert torch.equal(result.codes[5:6], alone)
+    single = vqvae.encode(data.pixels(64)[5:6].float() / 255)
+    assert torch.equal(result.codes[5:6], single)
     assert len(result) == len(data) and torch.equal(result.labels, data.labels)
 
 
-def test_turned_codes_are_those_of_turned_images(tmp_path, monkeypatch):
+def test_augmented_codes_are_those_of_augmented_images(tmp_path, monkeypatch):
     monkeypatch.setenv("VQLIB_HOME", str(tmp_path))
     data, vqvae = open_dataset(lesions=14), VQVAE(data_init=False).eval()
     encoded = encode_dataset(vqvae, data, size=64)
-    add_turned(encoded, vqvae, data, size=64, batch_size=4)
+    add_augmented(encoded, vqvae, data, size=64, batch_size=4)
     train = encoded.split.train
-    assert torch.equal(encoded.turned[0], encoded.codes[train])
+    assert torch.equal(encoded.augmented[0], encoded.codes[train])
     image = data.pixels(64)[train[2:3]].float() / 255
-    for move in range(8):
-        assert torch.equal(encoded.turned[move, 2:3], vqvae.encode(moved(image, move)))
-    encoded.save(tmp_path / "turned.safetensors")
-    assert torch.equal(EncodedDataset.load(tmp_path / "turned.safetensors").turned, encoded.turned)
-    add_turned(encoded, vqvae, batch_size=4)  # without images: decoded, turned, encoded
-    again = vqvae.encode(moved(vqvae.decode(encoded.codes[train[2:3]]), 5))
-    assert torch.equal(encoded.turned[5, 2:3], again)
+    for index in range(8):
+        assert torch.equal(
+            encoded.augmented[index, 2:3], vqvae.encode(dihedral_transform(image, index))
+        )
+    encoded.save(tmp_path / "augmented.safetensors")
+    assert torch.equal(
+        EncodedDataset.load(tmp_path / "augmented.safetensors").augmented, encoded.augmented
+    )
+    add_augmented(encoded, vqvae, batch_size=4)  # without images: decoded, transformed, encoded
+    expected = vqvae.encode(dihedral_transform(vqvae.decode(encoded.codes[train[2:3]]), 5))
+    assert torch.equal(encoded.augmented[5, 2:3], expected)
 
 
-def test_the_eight_orientations_are_a_group():
+def test_the_eight_dihedral_transforms_form_a_group():
     image = torch.randn(1, 1, 4, 4)
-    found = {tuple(moved(image, move).flatten().tolist()) for move in range(8)}
-    assert len(found) == 8
+    transformed = {tuple(dihedral_transform(image, index).flatten().tolist()) for index in range(8)}
+    assert len(transformed) == 8
     assert all(
-        tuple(moved(moved(image, a), b).flatten().tolist()) in found
+        tuple(dihedral_transform(dihedral_transform(image, a), b).flatten().tolist()) in transformed
         for a in range(8)
         for b in range(8)
     )
 
 
-def unsorted(data):
-    """The same with its training images in another order, and with (made up) orientations."""
+def with_unsorted_split(data):
+    """The same data set with training images in another order and random augmented codes."""
     split = data.split._replace(train=data.split.train.flip(0))
-    turned = torch.cat([data.codes[split.train][None], torch.randint(512, (7, 6, 8, 8, 4))])
-    return EncodedDataset(data.codes, data.labels, split, data.codebook, turned=turned)
+    augmented = torch.cat([data.codes[split.train][None], torch.randint(512, (7, 6, 8, 8, 4))])
+    return EncodedDataset(
+        data.codes, data.labels, split, data.codebook, augmented=augmented, classes=data.classes
+    )
 
 
-def test_orientations_stay_with_their_images(tmp_path):
-    data = unsorted(encoded())
+def test_save_and_load_keep_augmented_codes_with_their_images(tmp_path):
+    data = with_unsorted_split(encoded())
     data.save(tmp_path / "codes.safetensors")
-    back = EncodedDataset.load(tmp_path / "codes.safetensors")
-    assert torch.equal(back.split.train, data.split.train.flip(0))
-    assert torch.equal(back.turned, data.turned.flip(1))
+    loaded = EncodedDataset.load(tmp_path / "codes.safetensors")
+    assert torch.equal(loaded.split.train, data.split.train.flip(0))
+    assert torch.equal(loaded.augmented, data.augmented.flip(1))
 
 
 def changed(tensor, value):
@@ -116,7 +124,7 @@ def changed(tensor, value):
     return tensor
 
 
-WRONG = {
+INVALID = {
     "codes of another dtype": lambda d: {"codes": d.codes.int()},
     "codes of another shape": lambda d: {"codes": d.codes[0]},
     "a code that is too large": lambda d: {"codes": changed(d.codes, 512)},
@@ -129,17 +137,17 @@ WRONG = {
     "a codebook with NaN": lambda d: {"codebook": changed(d.codebook, float("nan"))},
     "a codebook without slots": lambda d: {"codebook": d.codebook[0]},
     "three codebooks for four slots": lambda d: {"codebook": d.codebook[:3]},
-    "seven orientations": lambda d: {"turned": d.turned[:7]},
-    "an orientation with a code too large": lambda d: {"turned": changed(d.turned, 512)},
-    "orientations of other images": lambda d: {"turned": d.turned.flip(1)},
+    "seven orientations": lambda d: {"augmented": d.augmented[:7]},
+    "an orientation with a code too large": lambda d: {"augmented": changed(d.augmented, 512)},
+    "orientations of other images": lambda d: {"augmented": d.augmented.flip(1)},
 }
 
 
-@pytest.mark.parametrize("wrong", WRONG)
-def test_wrong_tensors_are_refused(tmp_path, wrong):
-    data = unsorted(encoded())
-    right = {"codes", "labels", "split", "codebook", "turned"}
-    tensors = {name: getattr(data, name) for name in right} | WRONG[wrong](data)
+@pytest.mark.parametrize("case", INVALID)
+def test_invalid_tensors_are_rejected(tmp_path, case):
+    data = with_unsorted_split(encoded())
+    names = {"codes", "labels", "split", "codebook", "augmented", "classes"}
+    tensors = {name: getattr(data, name) for name in names} | INVALID[case](data)
     with pytest.raises(ValueError):
         EncodedDataset(**tensors)
     for name, tensor in tensors.items():
@@ -151,16 +159,16 @@ def test_wrong_tensors_are_refused(tmp_path, wrong):
 
 def test_a_split_that_leaves_images_out_is_not_saved(tmp_path):
     data = encoded()
-    part = data.split._replace(train=data.split.train[:2])
-    part = EncodedDataset(data.codes, data.labels, part, data.codebook)  # for a training
+    split = data.split._replace(train=data.split.train[:2])
+    subset = EncodedDataset(data.codes, data.labels, split, data.codebook)  # valid in memory
     with pytest.raises(ValueError, match="4 of 10 images"):
-        part.save(tmp_path / "codes.safetensors")
+        subset.save(tmp_path / "codes.safetensors")
 
 
 @pytest.mark.parametrize(
     ("name", "change"),
     [
-        ("packed", lambda t: t.fill_(255)),  # codes of 511, but there are 500 codebook vectors
+        ("packed", lambda t: t.fill_(255)),  # code 511, but there are only 500 codebook vectors
         ("labels", lambda t: t.fill_(7)),
         ("labels", lambda t: t[1:]),
         ("labels", lambda t: t.float()),
@@ -173,7 +181,7 @@ def test_a_split_that_leaves_images_out_is_not_saved(tmp_path):
         ("shape", "10x16x8x2"),
     ],
 )
-def test_a_file_with_wrong_content_is_refused(tmp_path, name, change):
+def test_a_file_with_invalid_content_is_rejected(tmp_path, name, change):
     data, file = encoded(), tmp_path / "codes.safetensors"
     data.codes, data.codebook = data.codes % 500, data.codebook[:, :500]
     data.save(file)

@@ -1,11 +1,13 @@
-"""What holds for the project as a whole: its notebooks, its licence, the order of its chapters."""
+"""What holds for the project as a whole: its notebooks, its licence, the safety of its code."""
 
 import ast
 import functools
 import importlib.util
 import json
 import os
+import pkgutil
 import re
+import shlex
 import subprocess
 import tomllib
 from pathlib import Path
@@ -14,9 +16,11 @@ import pytest
 import yaml
 from packaging.specifiers import SpecifierSet
 
+from vqlib.__main__ import _parser
+
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("0*.ipynb"))
-MODULES = sorted((ROOT / "vqlib").glob("*.py"))
+MODULES = sorted((ROOT / "vqlib").rglob("*.py"))
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 
 TITLES = ["01_preprocessing", "02_", "03_", "04_", "05_generation"]
@@ -25,36 +29,6 @@ TAGS = {"nbval-ignore-output", "nbval-skip", "raises-exception"}
 NOT_COMPARED = {"nbval-ignore-output", "nbval-skip"}
 CELL_LINES = 40
 
-# The chapters in reading order: each may import only from those before it.
-CHAPTERS = [
-    "synthetic",
-    "layouts",
-    "augment",
-    "cache",
-    "download",
-    "data",
-    "quantizer",
-    "deep",
-    "vqvae",
-    "codes",
-    "pixelcnn",
-    "metrics",
-    "cached",
-    "sampling",
-    "compression",
-    "classifier",
-    "weights",
-    "codecs",
-    "judging",
-    "evaluation",
-    "checkpoints",
-    "loop",
-    "training",
-    "curves",
-    "plots",
-    "widgets",
-]
-CHAPTER_LINES = 430
 UNSAFE = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
 # A picture or an archive in git must be named here, with where it comes from: none is a photograph.
@@ -71,14 +45,14 @@ LESION_FILE = re.compile(r"ISIC_\d+|HAM10000_(metadata|images)|ISIC2018_Task3|Gr
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:home|Users|root|work|farm|tmp|mnt)/|\b[A-Z]:\\\w")
 
 
-def load_set_repo():
-    spec = importlib.util.spec_from_file_location("set_repo", ROOT / ".ci" / "set_repo.py")
+def load_script(path: str):
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-set_repo = load_set_repo()
+set_repo = load_script(".ci/set_repo.py")
 REPO = set_repo.current()
 
 
@@ -281,14 +255,28 @@ def test_no_file_names_a_machine():
             assert not found, f"{name}: {found}"
 
 
-def test_results_in_the_readme_are_those_of_evaluate():
+def test_the_results_page_and_the_readme_are_as_their_script_writes_them():
+    script = load_script("benchmarks/results_page.py")
     readme = (ROOT / "README.md").read_text("utf-8")
-    results, final = (
-        json.loads((ROOT / f"data/results/isic2018-{split}.json").read_text("utf-8"))
-        for split in ("val", "test")
-    )
-    words = " ".join(readme.split())
+    page = (ROOT / "data/results/README.md").read_text("utf-8")
+    assert page == script.results_page(), "run `python benchmarks/results_page.py`"
+    assert readme == script.with_results(readme), "run `python benchmarks/results_page.py`"
+    assert readme.count(script.START) == readme.count(script.END) == 1
+
+
+def results(name):
+    return json.loads((ROOT / f"data/results/{name}.json").read_text("utf-8"))
+
+
+def on_one_line(name):
+    return " ".join((ROOT / name).read_text("utf-8").split())
+
+
+def test_tables_of_results_are_those_of_evaluate():
+    """Formatted here a second time, so that a wrong column in the script is noticed."""
+    page = (ROOT / "data/results/README.md").read_text("utf-8")
     card = (ROOT / "data/pretrained/ham10000/README.md").read_text("utf-8")
+    val, test = results("isic2018-val"), results("isic2018-test")
     told = {
         "raw thumbnail": "thumbnail, raw pixels",
         "ham10000": "**deep** (`deep`), ships as `ham10000`",
@@ -306,58 +294,123 @@ def test_results_in_the_readme_are_those_of_evaluate():
             cells[5:] = str(row["codes_used"]), f"{row['perplexity']:.{digits}f}"
         return f"| {' | '.join(cells)} |\n"
 
-    for name, row in results["rows"].items():
-        assert table_row(name, row) in readme and table_row(name, row) in card, name
-    short = {"WebP", "JPEG, headers free", "AVIF speed 6, headers free"}
-    for name, row in final["rows"].items():
-        if name in short or "codes_used" in row:
-            assert table_row(name, row) in readme, name
-    for rows in (results["rows"], final["rows"]):
-        above = rows["ham10000"]["psnr_db"] - rows["AVIF speed 6, headers free"]["psnr_db"]
-        assert f"{above:.2f} dB above AVIF speed 6 with headers free" in words
-    files = results["files"]
-    assert f"take {files['ours']:.0f} bytes each" in words
-    assert f"WebP needs {files['WebP']:.0f} bytes" in words
-    assert f"({files['psnr_db']:.1f} dB on average)" in words
-    assert f"{results['bits_per_code']['prior, given the class']:.2f} bits" in words
-    for name, row in results["samples"]["rows"].items():
+    for name, row in val["rows"].items():
+        assert table_row(name, row) in page and table_row(name, row) in card, name
+    for name, row in test["rows"].items():
+        assert table_row(name, row) in page, name
+    for name, row in val["samples"]["rows"].items():
         line = (
             f"| {row['kernel_distance']:.3f} ± {row['standard_error']:.3f} | "
             f"{row['frechet_distance']:.2f} | {row['precision']:.2f} | {row['recall']:.2f} |"
         )
-        assert line in readme, f"{name}: {line}"
+        assert line in page, f"{name}: {line}"
 
 
-def test_other_results_in_the_readme_are_those_of_their_benchmarks():
-    readme = " ".join((ROOT / "README.md").read_text("utf-8").split())
-
-    def results(name):
-        return json.loads((ROOT / f"data/results/{name}.json").read_text("utf-8"))
-
+def test_results_in_the_readme_are_those_of_the_files():
     def span(values, digits):
         ends = dict.fromkeys(f"{value:.{digits}f}" for value in (min(values), max(values)))
         return " to ".join(ends)
 
-    machines = results("sampling")["machines"]
+    val, test, machines = *map(results, ("isic2018-val", "isic2018-test")), results("sampling")
+    ours, webp, avif = (
+        [result["rows"][name]["psnr_db"] for result in (val, test)]
+        for name in ("ham10000", "WebP", "AVIF speed 6, headers free")
+    )
+    bits, files, machines = val["bits_per_code"], val["files"], machines["machines"]
+    said = [
+        f"With {val['budget_bytes']} bytes",
+        f"deep model reaches {ours[0]:.2f} dB PSNR and WebP {webp[0]:.2f} dB on the validation",
+        f"(n = {val['n']}), {ours[1]:.2f} and {webp[1]:.2f} dB on the test split (n = {test['n']},",
+        "{:+.2f} ({:+.2f} to {:+.2f}) dB".format(*test["rows"]["ham10000"]["psnr_above_rival_db"]),
+        f"{ours[1] - avif[1]:.2f} dB above AVIF",
+        f"needs {bits['prior, given the class']:.2f} bits per code",
+        f"take {files['ours']:.0f} bytes",
+        f"same PSNR {files['WebP']:.0f} bytes (n = {files['n']})",
+        f"on {len(machines)} machine",
+        f"take {span([m['seconds_for_4_lesions'] for m in machines], 2)} s",
+    ]
     cached = {}
     for row in (row for machine in machines for row in machine["rows"]):
         cached.setdefault(row["n"], []).append(row["cached"])
-    said = [f"on {len(machines)} machine"]
     for n, rows in cached.items():
         faster, seconds = ([row[key] for row in rows] for key in ("times_faster", "seconds"))
         said.append(f"{span(faster, 0)}x for {n} ({span(seconds, 2)} s)")
-    said.append(f"take {span([m['seconds_for_4_lesions'] for m in machines], 2)} s")
-    for row in results("usefulness")["rows"].values():
-        error = row["balanced_accuracy_error"]
-        said.append(f"{100 * row['balanced_accuracy']:.0f} ± {100 * error:.0f} %")
-    said += [f"in {100 * row['class_found']:.0f} %" for row in results("guidance")["rows"][:2]]
+    readme = on_one_line("README.md")
     assert not [text for text in said if text not in readme]
 
 
+def test_other_results_are_those_of_their_benchmarks():
+    val, bounds = results("isic2018-val"), results("bounds")["rows"]
+    found, prior = results("report"), results("report")["prior"]
+    said = [f"| {bounds['ham10000']['psnr_db']:.2f} | {val['rows']['ham10000']['psnr_db']:.2f} |"]
+    for row in results("usefulness")["rows"].values():
+        error = row["balanced_accuracy_error"]
+        said.append(f"{100 * row['balanced_accuracy']:.0f} ± {100 * error:.0f} %")
+    for row in results("guidance")["rows"]:
+        said.append(f"w = {row['guidance']:g} | {100 * row['class_found']:.0f} % |")
+    for row in results("priors")["rows"]:
+        said.append(f"| {row['bits_per_code']:.3f} |")
+    for row in results("ablation")["rows"]:
+        said.append(f"| {row['seed']} | {row['psnr_db']:.2f} |")
+    for row in results("quantizers")["rows"].values():
+        said.append(f"| {row['ms_per_step']:.0f} ms | {row['mb_per_step_of_256']:.0f} MB |")
+    for row in found["without_training"]:
+        said.append(f"| {row['rotation']} | {row['floor']:.3f} | {row['one_code']:.3f} |")
+    for row in (row for row in found.values() if "means_of_100" in row):
+        loss, mse = (row["means_of_100"][key][-1] for key in ("loss", "reconstruction_loss"))
+        said.append(f"| {row['size']} | {row['epochs']} | {loss:.3f} | {mse:.3f} |")
+    said.append(f"training ends at {prior['train_mse'][-1]:.3f}")
+    said.append(f"and ends at {prior['held_out_mse'][-1]:.3f}")
+    page = on_one_line("data/results/README.md")
+    assert not [text for text in said if text not in page]
+
+
+def test_the_readme_can_be_read_in_three_minutes():
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 120
+
+
+def test_commands_in_the_readme_are_understood():
+    text = (ROOT / "README.md").read_text("utf-8").replace("\\\n", " ")
+    commands = re.findall(r"^python -m vqlib (.*)$", text, re.MULTILINE)
+    assert {command.split()[0] for command in commands} >= {"download", "train-vqvae", "evaluate"}
+    for command in commands:
+        _parser().parse_args(shlex.split(command, comments=True))
+
+
+def test_the_table_of_the_reports_method_names_what_the_library_has():
+    text = (ROOT / "notebooks/README.md").read_text("utf-8")
+    rows = text.partition("| The report's method |")[2].splitlines()[2:]
+    cells = [row.split("|")[2] for row in rows if row.startswith("|")]
+    names = re.findall(r"`([a-z]\w*\.[\w.]+)`", " ".join(cells))
+    assert len(names) > 20
+    for name in names:
+        pkgutil.resolve_name(f"vqlib.{name}")
+
+
+def headings(text):
+    """The anchors that GitHub gives to the headings of a Markdown text."""
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_links_between_pages_lead_somewhere():
+    pages = [ROOT / name for name in project_files() if name.endswith(".md")]
+    links = 0
+    for page in pages:
+        for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8")):
+            if not link.startswith(("https://", "http://", "mailto:")):
+                links += 1
+                name, _, anchor = link.partition("#")
+                target = (page.parent / name).resolve() if name else page
+                where = f"{page.relative_to(ROOT)}: {link}"
+                assert target.exists() and target.is_relative_to(ROOT), where
+                if anchor:
+                    assert anchor in headings(target.read_text("utf-8")), where
+    assert len(pages) >= 6 and links > 20
+
+
 def test_a_run_of_the_sampling_benchmark_replaces_only_its_own_processor():
-    spec = importlib.util.spec_from_file_location("speed", ROOT / "benchmarks" / "sampling.py")
-    speed = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(speed)
+    speed = load_script("benchmarks/sampling.py")
     old, other = {"processor": speed.processor(), "torch": "1"}, {"processor": "another"}
     new = {"processor": speed.processor(), "torch": "2"}
     assert speed.processor() and speed.with_machine([old, other], new) == [other, new]
@@ -389,44 +442,6 @@ def test_top_level_is_what_the_readme_lists():
 @pytest.fixture(params=MODULES, ids=lambda module: module.stem)
 def module(request):
     return request.param
-
-
-def imported_chapters(tree: ast.AST) -> set[str]:
-    """Chapters of vqlib that a module imports, anywhere in it; "vqlib" for the package itself.
-
-    What stands under `if TYPE_CHECKING:` is never imported when the program runs.
-    """
-    found = set()
-    waiting = [tree]
-    while waiting:
-        node = waiting.pop()
-        if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
-            waiting.extend(ast.iter_child_nodes(node))
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            prefix = "vqlib." * bool(node.level) + (node.module or "")
-            names = [f"{prefix.rstrip('.')}.{alias.name}" for alias in node.names]
-        else:
-            continue
-        for name in names:
-            package, *rest = name.split(".")
-            if package == "vqlib":
-                found.add(rest[0] if rest else "vqlib")
-    return found
-
-
-def test_imports_point_one_way(module):
-    if module.stem in ("__init__", "__main__"):
-        return  # they gather what the chapters offer
-    assert module.stem in CHAPTERS, "a new chapter: give it its place in CHAPTERS"
-    earlier = set(CHAPTERS[: CHAPTERS.index(module.stem)])
-    later = imported_chapters(ast.parse(module.read_text("utf-8"))) - earlier
-    assert not later, f"{module.name} reaches up to {sorted(later)}"
-
-
-def test_a_chapter_is_short(module):
-    assert len(module.read_text("utf-8").splitlines()) <= CHAPTER_LINES
 
 
 def test_no_code_is_run_from_disk(module):

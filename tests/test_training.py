@@ -7,9 +7,11 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vqlib import (
     REPORT,
+    VQVAE,
     WORKBOOK,
     DataError,
     EncodedDataset,
@@ -20,11 +22,10 @@ from vqlib import (
     train_prior,
     train_vqvae,
 )
-from vqlib.checkpoints import describe
-from vqlib.classifier import classify
+from vqlib.checkpoints import describe, find_run, model_notes
 from vqlib.data import Split, rotate_and_flip
-from vqlib.loop import Progress, Schedule, fit
-from vqlib.weights import find_run, model_notes
+from vqlib.metrics import predict_images
+from vqlib.training import Progress, Schedule, _copy_of_weights, _update_ema, fit
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ class StopAt(Progress):
         if step == self.at:
             signal.raise_signal(signal.SIGINT)
 
-    def mean(self, line):
+    def report_mean_loss(self, line):
         pass
 
     def epoch(self, logs, images):
@@ -66,7 +67,7 @@ def log(path):
 def test_resumed_vqvae_equals_uninterrupted(home, stop, average):
     """Weights and log, to the last bit: stopped in an epoch, at its end, and in the next."""
     data = open_dataset(lesions=21)
-    recipe = replace(WORKBOOK, schedule=replace(WORKBOOK.schedule, average=average))
+    recipe = replace(WORKBOOK, schedule=replace(WORKBOOK.schedule, ema_decay=average))
     options = {"recipe": recipe, "size": 64, "epochs": 2, "device": "cpu"}
     quiet = StopAt()
     train_vqvae(data, run="whole", progress=quiet, **options)
@@ -84,11 +85,11 @@ def test_averaged_weights_equal_the_closed_form(home):
     """0.5 of the newest, 0.25 of the one before ..., and that is what is judged and kept."""
     model, seen, judged = torch.nn.Linear(1, 1), [], []
 
-    def loss_of(batch):
+    def compute_loss(batch):
         seen.append(model.weight.item())
         return (model(batch) - 5).square().mean(), {}
 
-    def after_epoch(folder, epoch):
+    def evaluate(folder, epoch):
         judged.append(model.weight.item())
         return {}, None
 
@@ -96,12 +97,12 @@ def test_averaged_weights_equal_the_closed_form(home):
         model,
         run="mean",
         config={"kind": "line"},
-        schedule=Schedule(lr=0.5, average=0.5),
+        schedule=Schedule(lr=0.5, ema_decay=0.5),
         epochs=2,
         steps_per_epoch=20,
-        batches_of=lambda epoch, start: iter([torch.ones(1, 1)] * (20 - start)),
-        loss_of=loss_of,
-        after_epoch=after_epoch,
+        get_batches=lambda epoch, start: iter([torch.ones(1, 1)] * (20 - start)),
+        compute_loss=compute_loss,
+        evaluate=evaluate,
         device=torch.device("cpu"),
         seed=0,
         progress=StopAt(),
@@ -154,11 +155,11 @@ def test_a_prior_of_turned_grids_draws_them_as_photographed(home):
     it is shown, it would draw all eight codes."""
     photographed = codes(64)
     each = torch.arange(8)[:, None, None, None, None].expand(8, 48, 2, 2, 4).contiguous()
-    photographed.codes[:], photographed.turned = 0, each
+    photographed.codes[:], photographed.augmented = 0, each
     fast = replace(WORKBOOK, schedule=Schedule(lr=1e-2))
     small = {"conv_filters": 16, "blocks": 1, "dropout": 0.0}
     prior = train_prior(
-        photographed, fast, run="turned", epochs=60, device="cpu", progress=StopAt(), **small
+        photographed, fast, run="augmented", epochs=60, device="cpu", progress=StopAt(), **small
     )
     drawn = sample(prior, 200, grid=(2, 2), generator=torch.Generator().manual_seed(0))
     assert (drawn == 0).float().mean() > 0.95
@@ -192,7 +193,7 @@ def test_a_run_that_another_process_trains_is_left_alone(home):
 def test_schedule():
     plain = Schedule(lr=1e-3)
     assert {plain.lr_at(step, 10) for step in range(10)} == {1e-3}
-    cosine = Schedule(lr=1.0, warmup=4, cosine=True)
+    cosine = Schedule(lr=1.0, warmup_steps=4, cosine_decay=True)
     rates = [cosine.lr_at(step, 104) for step in range(104)]
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
     assert rates[54] == pytest.approx(0.5) and 0 < rates[-1] < 1e-3
@@ -206,7 +207,9 @@ def test_a_trained_classifier_is_loaded_not_trained_again(home):
     saved = load_model(home / "runs" / "classifier" / "classifier.safetensors")
     again = train_classifier(*arguments, source="noise", epochs=1)
     for other in (saved, again):
-        assert torch.allclose(classify(other, images), classify(classifier, images), atol=1e-5)
+        assert torch.allclose(
+            predict_images(other, images), predict_images(classifier, images), atol=1e-5
+        )
     assert len(log(home / "runs" / "classifier" / "log.jsonl")) == 2 + 1  # steps, and an epoch
     with pytest.raises(DataError, match="images: "):
         train_classifier(255 - images, *arguments[1:], source="noise", epochs=1)
@@ -221,16 +224,16 @@ def one_colour(images, generator):
 
 
 VQVAE_CHANGES = {
-    r"recipe\.augment: vqlib\.dihedral there, .*one_colour": {"augment": one_colour},
+    r"recipe\.augment: vqlib\.random_dihedral there, .*one_colour": {"augment": one_colour},
     r"augment: .* there, vqlib\.rotate_and_flip\(degrees=5\.0\)": {
         "augment": partial(rotate_and_flip, degrees=5.0)
     },
-    r"recipe\.fit: crop there, squash": {"fit": "squash"},
+    r"recipe\.resize_mode: crop there, squash": {"resize_mode": "squash"},
     r"recipe\.batch_size: 16 there, 4": {"batch_size": 4},
-    r"recipe\.split_by: lesion there, image": {"split_by": "image"},
+    r"recipe\.split_by: group there, image": {"split_by": "image"},
     r"split: .* there, ": {"split_fractions": (0.6, 0.2, 0.2)},
-    r"recipe\.schedule\.clip: 1\.0 there, None": {
-        "schedule": replace(WORKBOOK.schedule, clip=None)
+    r"recipe\.schedule\.grad_clip: 1\.0 there, None": {
+        "schedule": replace(WORKBOOK.schedule, grad_clip=None)
     },
 }
 
@@ -265,7 +268,7 @@ def test_other_pictures_do_not_get_the_weights_of_a_finished_run(finished, monke
 def test_a_finished_run_is_loaded_on_any_device_and_precision(finished, monkeypatch):
     monkeypatch.setenv("VQLIB_HOME", str(finished))
     weights = state(finished / "runs/done/vqvae.safetensors")
-    monkeypatch.setattr("vqlib.loop._cpu_has_bf16", lambda: True)
+    monkeypatch.setattr("vqlib.training._cpu_has_bf16", lambda: True)
     again = train_vqvae(
         open_dataset(lesions=21), run="done", size=64, epochs=1, device="cpu", progress=StopAt()
     )
@@ -278,10 +281,10 @@ SMALL_PRIOR = {"conv_filters": 16, "blocks": 1, "device": "cpu"}
 
 def test_other_codes_do_not_get_the_prior_of_a_finished_run(home):
     train_prior(codes(), run="done", epochs=1, progress=StopAt(), **SMALL_PRIOR)
-    others = {"codes": codes(), "codebook": codes(), "turned": codes()}
+    others = {"codes": codes(), "codebook": codes(), "augmented": codes()}
     others["codes"].codes[0, 0, 0, 0] += 1
     others["codebook"].codebook = others["codebook"].codebook.flip(1)
-    others["turned"].turned = others["turned"].codes[None, :48].expand(8, -1, -1, -1, -1)
+    others["augmented"].augmented = others["augmented"].codes[None, :48].expand(8, -1, -1, -1, -1)
     for field, other in others.items():
         with pytest.raises(DataError, match=f"{field}: .* there"):
             train_prior(other, run="done", epochs=1, progress=StopAt(), **SMALL_PRIOR)
@@ -330,7 +333,7 @@ def test_an_unfinished_prior_is_not_taken_for_a_finished_one(home, capsys):
 def test_after_a_nan_the_advised_call_goes_on_from_the_checkpoint(home):
     model, seen = torch.nn.Linear(1, 1), []
 
-    def loss_of(batch):
+    def compute_loss(batch):
         loss = model(batch).square().mean()
         seen.append(model.weight.item())
         return loss * (torch.nan if len(seen) == 6 else 1), {}
@@ -341,9 +344,9 @@ def test_after_a_nan_the_advised_call_goes_on_from_the_checkpoint(home):
         "schedule": Schedule(lr=0.5),
         "epochs": 3,
         "steps_per_epoch": 4,
-        "batches_of": lambda epoch, start: iter([torch.ones(1, 1)] * (4 - start)),
-        "loss_of": loss_of,
-        "after_epoch": lambda folder, epoch: ({}, None),
+        "get_batches": lambda epoch, start: iter([torch.ones(1, 1)] * (4 - start)),
+        "compute_loss": compute_loss,
+        "evaluate": lambda folder, epoch: ({}, None),
         "device": torch.device("cpu"),
         "seed": 0,
         "progress": StopAt(),
@@ -390,17 +393,17 @@ def test_a_resumed_prior_keeps_its_best_epoch_even_if_a_log_line_is_torn(home):
 def test_training_images_are_augmented(home):
     data, recipe = open_dataset(lesions=21), replace(WORKBOOK, augment=one_colour)
     train_vqvae(data, recipe, run="grey", size=64, epochs=1, progress=StopAt())
-    train_vqvae(data, run="turned", size=64, epochs=1, progress=StopAt())
-    grey, turned = (log(home / f"runs/{run}/log.jsonl") for run in ("grey", "turned"))
-    assert grey[0]["perplexity"] < 5 < turned[0]["perplexity"]  # one colour: a code per corner
+    train_vqvae(data, run="augmented", size=64, epochs=1, progress=StopAt())
+    grey, augmented = (log(home / f"runs/{run}/log.jsonl") for run in ("grey", "augmented"))
+    assert grey[0]["perplexity"] < 5 < augmented[0]["perplexity"]  # one colour: a code per corner
 
 
 def test_labels_are_dropped_now_and_then(home):
     for rate, run in ((0.0, "never"), (0.5, "often")):
         recipe = replace(WORKBOOK, label_dropout=rate)
         prior = train_prior(codes(), recipe, run=run, epochs=2, progress=StopAt(), **SMALL_PRIOR)
-        assert prior.labels.weight[:7].abs().sum() > 0
-        assert (prior.labels.weight[7].abs().sum() > 0) == (rate > 0)  # "no label"
+        assert prior.label_embedding.weight[:7].abs().sum() > 0
+        assert (prior.label_embedding.weight[7].abs().sum() > 0) == (rate > 0)  # "no label"
 
 
 def test_the_reports_prior_learns_to_predict_the_vectors(home):
@@ -422,12 +425,12 @@ def test_gradients_are_clipped(home):
             model,
             run=f"clip {clip}",
             config={"kind": "line"},
-            schedule=Schedule(lr=0.1, clip=clip),
+            schedule=Schedule(lr=0.1, grad_clip=clip),
             epochs=1,
             steps_per_epoch=3,
-            batches_of=lambda epoch, start: iter([torch.ones(1, 1)] * 3),
-            loss_of=lambda batch: (100 ** next(number) * model(batch).sum(), {}),
-            after_epoch=lambda folder, epoch: ({}, None),
+            get_batches=lambda epoch, start: iter([torch.ones(1, 1)] * 3),
+            compute_loss=lambda batch: (100 ** next(number) * model(batch).sum(), {}),
+            evaluate=lambda folder, epoch: ({}, None),
             device=torch.device("cpu"),
             seed=0,
             progress=StopAt(),
@@ -461,3 +464,38 @@ def test_the_report_splits_by_image_and_the_workbook_by_lesion():
         train, *held_out = recipe.split(data)
         groups = [set(data.groups[part].tolist()) for part in (train, torch.cat(held_out))]
         assert bool(groups[0] & groups[1]) == shares
+
+
+# --- a GPU need not wait --------------------------------------------------------------------------
+
+
+class CountReads(TorchDispatchMode):
+    """Counts the operators that copy a value from the device to Python, for which a GPU waits."""
+
+    def __init__(self):
+        super().__init__()
+        self.reads = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        names = ("_local_scalar_dense", "is_nonzero", "nonzero", "equal", "bincount")
+        self.reads += func.overloadpacket.__name__ in names
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("ema_decay", [None, 0.9])
+def test_a_training_step_reads_nothing_from_the_device(ema_decay, monkeypatch):
+    """Except in steps that log. On a GPU, codes are checked by a device-side assertion, and the
+    replacement of unused codes does not ask whether there are any."""
+    monkeypatch.setattr("vqlib.quantizer.check_codes", lambda codes, num_embeddings: None)
+    torch.manual_seed(0)
+    vqvae = VQVAE(restart_after=None).train()
+    images = torch.rand(8, 3, 64, 64)
+    vqvae(images)  # the codebook starts from the first batch
+    ema = _copy_of_weights(vqvae)
+    with CountReads() as count:
+        out = vqvae(images)
+        out.loss.backward()
+        torch.nn.utils.clip_grad_norm_(vqvae.parameters(), 1.0)
+        if ema_decay is not None:
+            _update_ema(ema, vqvae, ema_decay, step=2)
+    assert count.reads == 0

@@ -1,3 +1,5 @@
+"""Layers, losses, encoding and decoding of the VQ-VAE, and the checks of its inputs."""
+
 import copy
 
 import pytest
@@ -7,30 +9,30 @@ from vqlib import VQVAE, PixelCNN
 from vqlib.vqvae import IMAGENET_MEAN, IMAGENET_STD
 
 
-def parameters(model):
+def count_parameters(model):
     return sum(p.numel() for p in model.parameters())
 
 
-def test_the_report_counts_3_545_155_parameters():
+def test_the_reports_model_has_3_545_155_parameters():
     model = VQVAE.report()
-    assert parameters(model) == 3_545_155
-    assert parameters(model.encoder) == 1_739_936
-    assert parameters(model.decoder) == 1_739_683
-    assert parameters(model.quantizer) == 2 * 512 * 64
-    assert parameters(VQVAE.report(ema_decay=None)) == 3_545_155 - 512 * 64
+    assert count_parameters(model) == 3_545_155
+    assert count_parameters(model.encoder) == 1_739_936
+    assert count_parameters(model.decoder) == 1_739_683
+    assert count_parameters(model.quantizer) == 2 * 512 * 64
+    assert count_parameters(VQVAE.report(ema_decay=None)) == 3_545_155 - 512 * 64
 
 
-def test_the_layers_are_the_papers():
-    """Convolution, BatchNorm, ReLU; the report alone has a ReLU before the quantizer."""
-    conv, inner = ["Conv2d"], ["BatchNorm2d", "ReLU"]
+def test_layers_and_the_reports_extra_relu():
+    """Convolution, BatchNorm, ReLU; only the report has a ReLU before the quantizer."""
+    conv, norm_relu = ["Conv2d"], ["BatchNorm2d", "ReLU"]
     layers = lambda module: [type(layer).__name__ for layer in module]  # noqa: E731
-    assert layers(VQVAE.report().encoder) == 4 * (conv + inner) + conv + ["ReLU"]
-    assert layers(VQVAE().encoder) == 4 * (conv + inner) + conv
-    up = ["ConvTranspose2d"]
-    assert layers(VQVAE().decoder) == 4 * (up + inner) + up + ["Sigmoid"]
+    assert layers(VQVAE.report().encoder) == 4 * (conv + norm_relu) + conv + ["ReLU"]
+    assert layers(VQVAE().encoder) == 4 * (conv + norm_relu) + conv
+    transposed = ["ConvTranspose2d"]
+    assert layers(VQVAE().decoder) == 4 * (transposed + norm_relu) + transposed + ["Sigmoid"]
 
 
-def test_the_report_differs_from_the_workbook_as_the_documentation_says():
+def test_the_reports_configuration_differs_as_documented():
     report, ours = VQVAE.report().config, VQVAE().config
     assert {k: (v, ours[k]) for k, v in report.items() if v != ours[k]} == {
         "normalize": (True, False),
@@ -42,7 +44,7 @@ def test_the_report_differs_from_the_workbook_as_the_documentation_says():
     }
 
 
-def test_the_loss_and_the_options_of_the_quantizer():
+def test_loss_and_the_options_of_the_quantizer():
     model = VQVAE(
         32, 128, 0.7, data_variance=0.5, ema_decay=0.8, data_init=False, restart_after=3
     ).eval()
@@ -53,7 +55,7 @@ def test_the_loss_and_the_options_of_the_quantizer():
     images = torch.rand(2, 3, 64, 64)
     out = model(images)
     features = model.encoder(images)
-    distance = (features - quantizer.lookup(out.codes)).square().mean()
+    distance = (features - quantizer.quantize(out.codes)).square().mean()
     assert out.vq_loss.item() == pytest.approx(0.7 * distance.item())
     error = (out.raw - images).square().mean()
     assert out.loss.item() == pytest.approx((error / 0.5 + 0.7 * distance).item())
@@ -86,21 +88,21 @@ def test_report_loss_is_in_normalised_units_and_its_pixels_are_mapped_back():
 
 
 @pytest.mark.parametrize("ema_decay", [0.99, None])
-def test_every_part_learns(ema_decay):
-    """The encoder through the quantizer too, which a straight-through without copy would cut."""
+def test_every_part_is_trained(ema_decay):
+    """The encoder as well, because the gradient passes straight through the quantizer."""
     torch.manual_seed(0)
     model = VQVAE(ema_decay=ema_decay).train()
-    model(torch.rand(2, 3, 64, 64))  # the codebook starts from this batch
+    model(torch.rand(2, 3, 64, 64))  # initializes the codebook
     before = model.quantizer.codebook.detach().clone()
     out = model(torch.rand(2, 3, 64, 64))
     out.reconstruction_loss.backward(retain_graph=True)
     assert all(p.grad.abs().sum() > 0 for p in model.encoder.parameters() if p.ndim == 4)
     out.vq_loss.backward()
-    moved = not torch.equal(before, model.quantizer.codebook)
-    assert moved if ema_decay else model.quantizer.codebook.grad.abs().sum() > 0
+    changed = not torch.equal(before, model.quantizer.codebook)
+    assert changed if ema_decay else model.quantizer.codebook.grad.abs().sum() > 0
 
 
-def test_bad_input_is_named():
+def test_wrong_arguments_raise():
     model = VQVAE()
     with pytest.raises(ValueError, match="divisible by 32"):
         model(torch.rand(1, 3, 100, 100))
@@ -111,65 +113,65 @@ def test_bad_input_is_named():
         model(torch.rand(0, 3, 64, 64))
     with pytest.raises(ValueError, match=r"0\.\.511"):
         model.decode(torch.full((1, 2, 2, 4), 512))
-    with pytest.raises(ValueError, match='"report" or "deep"'):
+    with pytest.raises(ValueError, match="one of report, deep"):
         VQVAE(network="shallow")
-    with pytest.raises(ValueError, match="deep"):
-        model.start_from(torch.rand(2, 3, 64, 64))
+    with pytest.raises(ValueError, match="can't be initialized from images"):
+        model.initialize_from_data(torch.rand(2, 3, 64, 64))
 
 
 @pytest.mark.parametrize("method", ["encode", "forward"])
-def test_images_that_are_none_are_refused(method):
+def test_pixels_out_of_range_raise(method):
     model = VQVAE(data_init=False).eval()
-    look = getattr(model, method)
+    call = getattr(model, method)
     good = torch.rand(2, 3, 64, 64)
     for bad in (255 * good, 2 * good - 1, (good - 0.45) / 0.225):
         with pytest.raises(ValueError, match=r"pixels in \[0, 1\], got -?[\d.]+\.\..*255"):
-            look(bad)
+            call(bad)
     for bad in (torch.nan, torch.inf, -torch.inf):
         broken = good.clone()
         broken[1, 2, 3, 4] = bad
         with pytest.raises(ValueError, match=r"pixels in \[0, 1\]"):
-            look(broken)
-    look(1.2 * good - 0.1)  # as bicubic scaling overshoots at an edge
+            call(broken)
+    call(1.2 * good - 0.1)  # within the tolerance for bicubic resizing
 
 
 @pytest.mark.parametrize("part", ["encoder", "quantizer", "decoder"])
-def test_weights_that_are_not_finite_are_refused(part):
+def test_weights_that_are_not_finite_raise(part):
     model = VQVAE(data_init=False).eval()
     images, codes = torch.rand(1, 3, 64, 64), torch.zeros(1, 2, 2, 4, dtype=torch.long)
     with torch.no_grad():
         next(getattr(model, part).parameters()).view(-1)[:64] = torch.nan
-    refused = {"encoder": ["encode"], "quantizer": ["encode", "decode"], "decoder": ["decode"]}
-    for method in ["forward", *refused[part]]:
+    methods = {"encoder": ["encode"], "quantizer": ["encode", "decode"], "decoder": ["decode"]}
+    for method in ["forward", *methods[part]]:
         with pytest.raises(ValueError, match="NaN or infinity"):
             getattr(model, method)(codes if method == "decode" else images)
 
 
-def test_encode_and_decode_are_as_in_eval_and_change_nothing():
+def test_encode_and_decode_use_eval_mode_and_change_nothing():
     torch.manual_seed(0)
     model = VQVAE().train()
-    for _ in range(3):  # statistics that are not those of a batch
+    for _ in range(3):  # running statistics that differ from those of a batch
         model(torch.rand(4, 3, 64, 64))
     images = torch.rand(4, 3, 64, 64) * torch.tensor([0.1, 0.4, 0.7, 1.0]).view(4, 1, 1, 1)
-    wanted = copy.deepcopy(model).eval()
+    expected = copy.deepcopy(model).eval()
     model.quantizer.eval()
-    model.decoder[1].eval()  # a mode of its own
+    model.decoder[1].eval()  # one layer in another mode
     before = copy.deepcopy(model)
     codes = model.encode(images)
     pixels = model.decode(codes)
-    assert torch.equal(codes, wanted.encode(images))
-    assert torch.equal(codes[1:2], model.encode(images[1:2]))  # whoever stands beside it
-    assert torch.equal(pixels, wanted.decode(codes))
+    assert torch.equal(codes, expected.encode(images))
+    assert torch.equal(codes[1:2], model.encode(images[1:2]))  # alone in the batch
+    assert torch.equal(pixels, expected.decode(codes))
     with pytest.raises(ValueError, match="pixels"):
         model.encode(255 * images)
     state = zip(model.state_dict().items(), before.state_dict().items(), strict=True)
     assert all(name == old and torch.equal(x, y) for (name, x), (old, y) in state)
-    modes = [[m.training for m in each.modules()] for each in (model, before)]
+    modes = [[m.training for m in net.modules()] for net in (model, before)]
     assert modes[0] == modes[1] and len(set(modes[0])) == 2
     assert not codes.is_inference() and not pixels.is_inference()  # may be changed in place
 
 
-def test_the_fingerprint_is_of_the_codebook_alone():
+def test_the_fingerprint_depends_on_the_codebook_only():
     model = VQVAE()
     other = copy.deepcopy(model)
     torch.nn.init.zeros_(other.encoder[0].weight)
@@ -178,6 +180,6 @@ def test_the_fingerprint_is_of_the_codebook_alone():
         other.quantizer.codebook[3, 511, 63] += 1e-3
     assert other.codebook_fingerprint != model.codebook_fingerprint
     prior = PixelCNN(conv_filters=8, blocks=1)
-    assert prior.codebook_fingerprint is None  # until it is trained
-    prior.codebook_fingerprint = model.codebook_fingerprint
-    assert copy.deepcopy(prior).codebook_fingerprint == model.codebook_fingerprint
+    assert prior.trained_on_codebook is None  # until it is trained
+    prior.trained_on_codebook = model.codebook_fingerprint
+    assert copy.deepcopy(prior).trained_on_codebook == model.codebook_fingerprint

@@ -1,20 +1,23 @@
-"""vqlib: how images become discrete codes, and how new images are drawn from them.
+"""vqlib: VQ-VAEs that encode images as discrete codes, and PixelCNN priors that generate new ones.
 
-The modules are chapters, in the order of the notebooks: `synthetic` and `data`, `quantizer`,
-`deep` and `vqvae`, `codes`, `pixelcnn`, `metrics`, `cached` and `sampling`, `compression`,
-`classifier`, `weights`, `codecs`, `judging` and `evaluation`, `loop` and `training`; `curves`,
-`plots` and `widgets` serve only the notebooks.
+The modules of this package implement the method: `checkpoints`, `data`, `quantizer`, `vqvae`,
+`codes`, `pixelcnn`, `metrics`, `sampling`, `training`, in the order of their imports. The
+subpackages build on them: `lesions` (dermoscopic data sets and a classifier), `beyond` (models that
+are not in the report), `evaluation` (image codecs, entropy coding, distances between sets of
+images) and `course` (figures and widgets of the notebooks).
 """
 
+from .beyond import DEEP
+from .checkpoints import DataError, load_model, load_pretrained, save_model, work_dir
 from .codes import EncodedDataset, encode_dataset
-from .compression import compress, decompress
-from .data import CLASSES, DataError, open_dataset, work_dir
+from .data import ImageDataset
+from .evaluation import compress, decompress
+from .lesions import CLASSES, open_dataset, train_classifier
 from .pixelcnn import MaskedConv2d, PixelCNN, PixelRCNN, ResidualMaskedConv2d
 from .quantizer import VectorQuantizer
 from .sampling import sample
-from .training import DEEP, REPORT, WORKBOOK, train_classifier, train_prior, train_vqvae
+from .training import REPORT, WORKBOOK, train_prior, train_vqvae
 from .vqvae import VQVAE, Decoder, Encoder
-from .weights import load_model, load_pretrained, save_model
 
 __all__ = [
     "CLASSES",
@@ -26,6 +29,7 @@ __all__ = [
     "Decoder",
     "EncodedDataset",
     "Encoder",
+    "ImageDataset",
     "MaskedConv2d",
     "PixelCNN",
     "PixelRCNN",

@@ -1,23 +1,29 @@
-"""Training runs on disk: what a run is, its folder, and the checkpoint it continues from.
+"""Files that training and its callers write: paths, runs, checkpoints, and models as safetensors.
 
-`loop.fit` trains inside `open_run`. A run is a folder: `config.json` (its identity), `log.jsonl`
-(one line per step and one per epoch), `checkpoint.pt`, pictures of each epoch, and at the end the
-weights. A call with other settings than those in `config.json` is refused, so a run never returns
-the result of another training.
+`open_run` locks the folder of a run and compares its settings with those of an earlier call, so
+that a call never returns the result of a different training. `save_model` and `load_model` store
+models as safetensors files. Such a file contains only numbers and text, so loading it can't execute
+code. It also stores the class of its model and the constructor's arguments, so that `load_model`
+needs only the path. `training` writes these files; the notebooks load them with `load_pretrained`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import inspect
 import json
+import os
+import re
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 try:
     import fcntl
@@ -25,22 +31,88 @@ except ImportError:  # Windows
     fcntl = None
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
-from .cache import fingerprint, whole_file
-from .data import DataError
-from .weights import run_folder
+if TYPE_CHECKING:
+    from .pixelcnn import PixelCNN
+    from .vqvae import VQVAE
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PRETRAINED = REPOSITORY / "data" / "pretrained"
+FORMAT = "2"  # version of the metadata; files without this entry are older
+MODELS: dict[str, type[nn.Module]] = {}
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class DataError(ValueError):
+    """Bad or missing input. The message names the file, what was expected and what to do."""
+
+
+def work_dir() -> Path:
+    """Folder for caches, runs and other computed files; created if it does not exist.
+
+    $VQLIB_HOME if set; else `build` in the repository, if the package is part of one; else
+    ~/.cache/vqlib.
+    """
+    if home := os.environ.get("VQLIB_HOME"):
+        folder = Path(home).expanduser()
+    elif (REPOSITORY / "pyproject.toml").is_file():
+        folder = REPOSITORY / "build"
+    else:
+        folder = Path.home() / ".cache" / "vqlib"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Context for an atomic write: the file is either complete or absent.
+
+    Write to the path that is yielded, a temporary file in the same folder. At the end of the block
+    it replaces `path`; after an error it is deleted.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.touch()
+    mode = temporary.stat().st_mode
+    try:
+        yield temporary
+        # Some libraries create files that only their owner can read.
+        if temporary.stat().st_mode != mode:
+            temporary.chmod(mode)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def fingerprint(*parts: Tensor | bytes | str) -> str:
+    """Hash of tensors, bytes and texts, 16 hex digits (the first 64 bits of SHA-256).
+
+    Args:
+        parts: tensors (dtype, shape and values count, the device does not), bytes or strings.
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Tensor):
+            digest.update(f"{part.dtype} {tuple(part.shape)}".encode())
+            part = part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        part = part.encode() if isinstance(part, str) else part
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.hexdigest()[:16]
 
 
 def describe(value: Any) -> Any:
-    """A setting as JSON, so that two runs can be compared.
+    """Description of a setting as JSON, so that the settings of two runs can be compared.
 
-    Functions and classes become their qualified name, `functools.partial` adds its arguments. A
-    function that is defined in a notebook adds a fingerprint of its source, because it may be
-    edited between two calls.
+    Functions and classes become their qualified name; `functools.partial` adds its arguments. The
+    name of a function that is defined in a notebook is followed by a fingerprint of its source,
+    because the function may be edited between two calls.
 
     Raises:
         ValueError: a function without a name of its own (a lambda, a nested function, a bound
-            method or a callable object): two of them could not be told apart.
+            method or a callable object): two different ones could have the same description.
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value
@@ -59,11 +131,11 @@ def describe(value: Any) -> Any:
     is_bound = inspect.ismethod(value) and not isinstance(value.__self__, type)
     if module is None or "<" in name or is_bound:
         raise ValueError(
-            f"{value!r} can't be part of a recipe, because its name does not say what it does, and "
-            "a run could not be told from another. Define a function at the top level of a module "
-            "or notebook, or use functools.partial of one."
+            f"{value!r} can't be part of a recipe: it has no name by which a later call could "
+            "recognize it. Define a function at the top level of a module or notebook, or use "
+            "functools.partial of such a function."
         )
-    # Inside the library the module is left out: code may move between its files.
+    # The library's module names are left out, because code may move between its files.
     name = f"vqlib.{name}" if module.startswith("vqlib.") else f"{module}.{name}"
     if module == "__main__":
         with contextlib.suppress(OSError, TypeError):  # no source, e.g. in an interactive shell
@@ -72,7 +144,7 @@ def describe(value: Any) -> Any:
 
 
 def differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(field, old value, new value) for each field in which two descriptions differ."""
+    """Yield (field, old value, new value) for each field in which two descriptions differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in old | new:
             yield from differences(
@@ -84,37 +156,38 @@ def differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any, 
 
 @dataclass
 class Run:
-    """An opened run; nobody else trains in its folder until it is closed."""
+    """An open run. Its folder is locked against other processes until it is closed."""
 
     folder: Path
     config: dict[str, Any]
-    state: dict[str, Any] | None  # the checkpoint, tensors on the CPU; None at the beginning
+    state: dict[str, Any] | None  # the checkpoint, tensors on the CPU; None for a new run
 
     @property
     def log_path(self) -> Path:
         return self.folder / "log.jsonl"
 
     def save(self, state: dict[str, Any]) -> None:
-        """Replace the checkpoint; it is always whole."""
-        with whole_file(self.folder / "checkpoint.pt") as beside:
-            torch.save(state, beside)
+        """Replace the checkpoint (atomically)."""
+        with atomic_write(self.folder / "checkpoint.pt") as temporary:
+            torch.save(state, temporary)
 
 
 @contextlib.contextmanager
 def open_run(
     run: str | Path, config: dict[str, Any], *, lr: float | None = None, extend: bool = False
 ) -> Iterator[Run]:
-    """Open the folder of a run, or make it; it is locked until the block ends.
+    """Open or create the folder of a run and lock it until the block ends.
 
     Args:
-        config: what makes this run what it is, as JSON. Its fields "lr" and "epochs" may differ
-            from those in the folder only if the next two arguments allow it.
-        lr: the learning rate that the caller asked for by itself; it may differ.
-        extend: more epochs than before are wanted.
+        run: name or absolute path, see `run_folder`.
+        config: identifies the run, as JSON. Its fields "lr" and "epochs" may differ from those in
+            the folder only as the next two arguments allow.
+        lr: the learning rate that the caller has passed explicitly; if given, it may differ.
+        extend: allow a larger number of epochs than before.
 
     Raises:
-        DataError: the folder holds a run with other settings, is in use by another process, or its
-            settings or checkpoint can't be read. Nothing is changed then.
+        DataError: the folder contains a run with other settings, is used by another process, or its
+            settings or checkpoint can't be read. In these cases nothing is changed.
     """
     config = json.loads(json.dumps(config))
     folder = run_folder(run)
@@ -128,8 +201,8 @@ def open_run(
                 allowed.add("epochs")
             _compare(folder, old, config, allowed)
         state = _read_checkpoint(folder / "checkpoint.pt")
-        with whole_file(path) as beside:
-            beside.write_text(json.dumps(config, indent=1) + "\n")
+        with atomic_write(path) as temporary:
+            temporary.write_text(json.dumps(config, indent=1) + "\n")
         yield Run(folder, config, state)
 
 
@@ -138,25 +211,25 @@ def _read_config(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text())
     except ValueError as error:
         raise DataError(
-            f"{path} can't be read ({error}), so it is unknown what its run trained: delete "
-            f"{path.parent}, or give this run another name with run=..."
+            f"{path} can't be read ({error}), so the settings of this run are unknown: delete "
+            f"{path.parent}, or use another run name with run=..."
         ) from error
 
 
 def _compare(folder: Path, old: dict, new: dict, allowed: set[str]) -> None:
-    differ = [d for d in differences(old, new) if d[0] not in allowed]
-    if not differ:
+    changed = [d for d in differences(old, new) if d[0] not in allowed]
+    if not changed:
         return
-    lines = "; ".join(f"{name}: {there} there, {now} now" for name, there, now in differ)
+    lines = "; ".join(f"{name}: {before} there, {after} now" for name, before, after in changed)
     hints = {
-        "lr": "To go on with another learning rate, pass it as lr=... (--lr).",
+        "lr": "To continue with another learning rate, pass it as lr=... (--lr).",
         "epochs": "To train a run for more epochs, pass extend=True (--extend).",
     }
-    names = [name for name, _, _ in differ]
-    more = " ".join(hint for name, hint in hints.items() if name in names)
+    names = [name for name, _, _ in changed]
+    hint_text = " ".join(hint for name, hint in hints.items() if name in names)
     raise DataError(
-        f"{folder} holds a run with other settings ({lines}). Give this one another name with "
-        f"run=... (--run), or delete that folder. {more}".rstrip()
+        f"{folder} contains a run with other settings ({lines}). Use another name with run=... "
+        f"(--run), or delete that folder. {hint_text}".rstrip()
     )
 
 
@@ -165,35 +238,55 @@ def _read_checkpoint(path: Path) -> dict[str, Any] | None:
         return None
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch names no narrower one for a damaged file
+    except Exception as error:  # torch documents no specific exception for a damaged file
         raise DataError(
-            f"{path} can't be read ({error}): delete it to start this run again"
+            f"{path} can't be read ({error}): delete it to restart this run from the beginning"
         ) from error
 
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Two processes in one folder would mix their logs and checkpoints."""
+    """Lock a run's folder: two processes in one folder would mix their logs and checkpoints."""
     with open(folder / ".lock", "a") as file:
         try:
             if fcntl is not None:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when the process ends
         except BlockingIOError as error:
             raise DataError(
-                f"{folder} is being trained by another process: wait for it, stop it, or give this "
-                "run another name with run=..."
+                f"{folder} is being trained by another process: wait for it, stop it, or use "
+                "another name with run=..."
             ) from error
         except OSError:
-            pass  # some network drives have no locks
+            pass  # some network drives do not support locks
         yield
+
+
+def read_log(run: str | Path) -> tuple[list[dict], list[dict]]:
+    """Lines of a run's log.jsonl: first those of steps, then those of epochs (with "held_out").
+
+    Raises:
+        DataError: there is no log, or it does not contain a step yet.
+    """
+    path = run_folder(run) / "log.jsonl"
+    if not path.is_file():
+        raise DataError(f"{path}: no log; is {run!r} the name of a run?")
+    text = path.read_text()
+    text = text[: text.rfind("\n") + 1]  # the last line may be incomplete while a training runs
+    lines = [json.loads(line) for line in text.splitlines()]
+    steps, epochs = [x for x in lines if "held_out" not in x], [x for x in lines if "held_out" in x]
+    if not steps:
+        raise DataError(f"{path} contains no step yet: wait for the first one, or restart the run")
+    return steps, epochs
 
 
 @contextlib.contextmanager
 def deferred_signals() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C, the notebook's stop button and SIGTERM take effect at the end of a step, so that no
-    step is half done when the checkpoint is written. A second signal takes effect at once.
+    """Context in which Ctrl-C, the notebook's stop button and SIGTERM only set a flag, so that a
+    training loop can finish its step before it writes the checkpoint. A second signal interrupts
+    at once.
 
-    Gives a function that says whether a signal has arrived.
+    Yields:
+        A function that returns True if a signal has arrived.
     """
     arrived: list[int] = []
 
@@ -211,3 +304,203 @@ def deferred_signals() -> Iterator[Callable[[], bool]]:
     finally:
         for number, previous in old.items():
             signal.signal(number, previous)
+
+
+def run_folder(run: str | Path) -> Path:
+    """Folder of a run: `run` itself if it is an absolute path, else work_dir()/runs/run."""
+    return Path(run) if Path(run).is_absolute() else work_dir() / "runs" / run
+
+
+def register_model(model: type[Model]) -> type[Model]:
+    """Class decorator that allows `load_model` to build the class.
+
+    An instance needs an attribute `config` with the keyword arguments of its constructor, as JSON.
+    The class may have an attribute `renamed_parameters`: it maps patterns of parameter names in
+    files of earlier versions to the present names.
+    """
+    MODELS[model.__name__] = model
+    return model
+
+
+def save_model(
+    model: nn.Module, path: str | Path, dtype: torch.dtype | None = None, **notes: object
+) -> Path:
+    """Write a model's weights and configuration to a safetensors file (atomically).
+
+    Args:
+        model: its class has `register_model`, e.g. `VQVAE`, `PixelCNN` or `LesionClassifier`.
+        path: ends in .safetensors; missing folders are created.
+        dtype: torch.float16 halves the size of the file; integer tensors are not converted.
+        notes: stored in the file as JSON, e.g. recipe="workbook", epochs=20, finished=True.
+
+    Returns:
+        The path.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {}
+    for name, tensor in model.state_dict().items():
+        tensor = tensor.detach().cpu().contiguous()
+        tensors[name] = tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
+    metadata = {
+        "format": FORMAT,
+        "model": type(model).__name__,
+        "config": json.dumps(getattr(model, "config", {})),
+        "notes": json.dumps(notes),
+    }
+    if getattr(model, "trained_on_codebook", None) is not None:
+        metadata["codebook"] = model.trained_on_codebook
+    with atomic_write(path) as temporary:
+        save_file(tensors, temporary, metadata=metadata)
+    return path
+
+
+def load_model(path: str | Path, expected: type[Model] = nn.Module) -> Model:
+    """Load a model from a file: in float32, in eval() mode, on the CPU.
+
+    Args:
+        path: a file that `save_model` has written.
+        expected: class that the model must have.
+
+    Raises:
+        FileNotFoundError: no such file.
+        DataError: the file was not written by `save_model`, its weights do not fit the class that
+            it names, or the class is not the expected one.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; train the model first")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        model = MODELS[metadata["model"]](**json.loads(metadata["config"]))
+        for pattern, new in getattr(model, "renamed_parameters", {}).items():
+            tensors = {re.sub(pattern, new, name): tensor for name, tensor in tensors.items()}
+        model.load_state_dict(
+            {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
+        )
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]  # PyTorch lists every tensor that does not fit
+        raise DataError(
+            f"{path} does not contain a model of this version of vqlib: {reason}. "
+            "Delete it and train the model again, or use a file that `save_model` has written."
+        ) from error
+    if not isinstance(model, expected):
+        raise DataError(
+            f"{path} contains a {type(model).__name__}, but a {expected.__name__} was expected: "
+            "use another file"
+        )
+    if "codebook" in metadata:
+        model.trained_on_codebook = metadata["codebook"]
+    if "format" not in metadata:
+        warnings.warn(
+            f"{path} was written by an earlier version: it does not record what the model was "
+            "trained on, nor whether its training was finished",
+            stacklevel=2,
+        )
+    return model.eval()
+
+
+def model_notes(path: str | Path) -> dict[str, Any]:
+    """The notes that were passed to `save_model`.
+
+    After a training with this library: "recipe", "data", "seed"; "epoch" of these weights; "epochs"
+    that were requested; "finished", whether the training is complete; and fingerprints of the
+    training data.
+    """
+    with safe_open(path, framework="pt") as file:
+        return json.loads((file.metadata() or {}).get("notes", "{}"))
+
+
+def mark_finished(path: Path, epochs: int) -> None:
+    """Record in a weight file that its training is complete after `epochs` epochs."""
+    notes = model_notes(path)
+    if notes.get("finished") and notes["epochs"] == epochs:
+        return
+    save_model(load_model(path), path, **notes | {"epochs": epochs, "finished": True})
+
+
+def check_pair(vqvae: VQVAE, prior: PixelCNN) -> None:
+    """Check that a prior was trained on the codes of this VQ-VAE. Otherwise its samples decode to
+    coloured noise.
+
+    Raises:
+        DataError: it was trained on other codes. A prior without a stored fingerprint passes.
+    """
+    prior_codebook, vqvae_codebook = prior.trained_on_codebook, vqvae.codebook_fingerprint
+    if prior_codebook not in (None, vqvae_codebook):
+        raise DataError(
+            "the prior was trained on the codes of another VQ-VAE (codebook "
+            f"{prior_codebook}; this one has {vqvae_codebook}): load the VQ-VAE that encoded its "
+            "training images, or train a prior on the codes of this one"
+        )
+
+
+def pretrained_names() -> list[str]:
+    """Names of the models in data/pretrained/; those with a prior come first."""
+    folders = sorted(path.parent for path in PRETRAINED.glob("*/vqvae.safetensors"))
+    return [f.name for f in sorted(folders, key=lambda f: not (f / "prior.safetensors").is_file())]
+
+
+def load_pretrained(name: str = "ham10000") -> tuple[VQVAE, PixelCNN]:
+    """A pretrained VQ-VAE and its prior: in float32, in eval() mode, on the CPU.
+
+    Args:
+        name: folder in data/pretrained/.
+
+    Raises:
+        FileNotFoundError: there is no model of this name (the message lists the names), or it has
+            no prior.
+    """
+    folder = PRETRAINED / name
+    if not (folder / "vqvae.safetensors").is_file():
+        raise FileNotFoundError(
+            f"no pretrained model {name!r} in {PRETRAINED}; available: "
+            f"{pretrained_names() or 'none'}. The files are in the repository, not in the "
+            "installed package: clone the repository."
+        )
+    if not (folder / "prior.safetensors").is_file():
+        raise FileNotFoundError(
+            f"{name} comes without a prior; load only its VQ-VAE: "
+            f'load_model(PRETRAINED / "{name}" / "vqvae.safetensors")'
+        )
+    vqvae = load_model(folder / "vqvae.safetensors", MODELS["VQVAE"])
+    prior = load_model(folder / "prior.safetensors", MODELS["PixelCNN"])
+    check_pair(vqvae, prior)
+    return vqvae, prior
+
+
+def find_run(run: str, *files: str, pretrained: str = "ham10000") -> Path:
+    """Folder with the given files: of a finished run on this machine, or else a pretrained one.
+
+    Prints which of the two is used, and whether an unfinished run was skipped.
+
+    Args:
+        run: name of a run, as passed to `train_vqvae` or `train_prior`.
+        files: files that the folder must contain, such as "vqvae.safetensors".
+        pretrained: name of a pretrained model.
+
+    Raises:
+        FileNotFoundError: neither folder contains all files.
+    """
+    for folder, origin in (
+        (run_folder(run), f"your own run {run}"),
+        (PRETRAINED / pretrained, f"the pretrained model {pretrained}"),
+    ):
+        if all((folder / file).is_file() for file in files):
+            notes = [model_notes(folder / file) for file in files]
+            unfinished = [n for n in notes if n.get("finished") is False]
+            if unfinished:
+                print(
+                    f"the run {run} stopped at epoch {unfinished[0]['epoch']} of "
+                    f"{unfinished[0]['epochs']} and is not used: call its training again to "
+                    "continue it"
+                )
+                continue
+            print(f"using {origin}")
+            return folder
+    raise FileNotFoundError(
+        f"neither the run {run} nor the pretrained model {pretrained} has {', '.join(files)}: run "
+        "the previous notebook, or clone the repository, which contains the pretrained models"
+    )

@@ -1,12 +1,13 @@
-"""Chapter 4: a data set of images becomes a data set of codes.
+"""Encoded data sets: the codes of all images, with labels and split, in memory and in a file.
 
-Every image is encoded once; from here on the images are not needed any more. 256 codes of 9 bits
-are 288 bytes, and that is what a file of them takes: the codes are packed bit by bit, not stored
-in the 64-bit integers that PyTorch computes with.
+`encode_dataset` runs a trained VQ-VAE over a data set once, and `training.train_prior` trains on
+the result. In a file the codes are packed bit by bit: 256 codes of 9 bits take 288 bytes, instead
+of 2,048 bytes as the 64-bit integers that PyTorch computes with.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,26 +20,25 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from .augment import moved, to_float
-from .cache import whole_file
-from .data import CLASSES, DataError, LesionDataset, Split, batches
-from .vqvae import VQVAE, evaluating
+from .checkpoints import DataError, atomic_write
+from .data import ImageDataset, Split, batches, dihedral_transform, to_float
+from .vqvae import VQVAE, eval_mode
 
 SPLITS = ("train", "val", "test")
 
 
 def pack_codes(codes: Tensor, bits: int) -> np.ndarray:
-    """Codes as a dense string of bits.
+    """Pack codes into bytes without unused bits between them.
 
     Args:
         codes: int64 of any shape, values in 0..2**bits-1.
         bits: bits per code; 9 for 512 codes.
 
     Returns:
-        uint8 (ceil(codes.numel() * bits / 8),); each code with its highest bit first.
+        uint8 (ceil(codes.numel() * bits / 8),); the most significant bit of each code comes first.
 
     Raises:
-        ValueError: a code does not fit.
+        ValueError: a code does not fit into `bits` bits.
     """
     flat = codes.flatten().cpu().numpy()
     if flat.size and (flat.min() < 0 or flat.max() >= 2**bits):
@@ -48,18 +48,20 @@ def pack_codes(codes: Tensor, bits: int) -> np.ndarray:
 
 
 def unpack_codes(packed: np.ndarray, bits: int, shape: tuple[int, ...]) -> Tensor:
-    """The inverse of `pack_codes`: int64 codes of the given shape.
+    """Inverse of `pack_codes`: int64 codes of the given shape.
 
     Raises:
-        ValueError: there are more or fewer bytes than the shape needs, or they are not uint8.
+        ValueError: `packed` is not uint8, or its number of bytes does not match the shape.
     """
     count = math.prod(shape)
-    if packed.dtype != np.uint8 or packed.shape != (-(-count * bits // 8),):
+    num_bytes = -(-count * bits // 8)
+    if packed.dtype != np.uint8 or packed.shape != (num_bytes,):
         raise ValueError(
-            f"{packed.dtype} {packed.shape} can't be {count} codes of {bits} bits as bytes"
+            f"{packed.dtype} {packed.shape} can't be {count} codes of {bits} bits: expected uint8 "
+            f"({num_bytes},)"
         )
-    digits = np.unpackbits(packed, count=count * bits).reshape(count, bits)
-    codes = digits.astype(np.int64) @ (1 << np.arange(bits - 1, -1, -1))
+    bit_matrix = np.unpackbits(packed, count=count * bits).reshape(count, bits)
+    codes = bit_matrix.astype(np.int64) @ (1 << np.arange(bits - 1, -1, -1))
     return torch.from_numpy(codes).reshape(shape)
 
 
@@ -70,13 +72,16 @@ def _expect(
     shape: tuple[int | None, ...],
     end: int | None = None,
 ) -> None:
-    """Raises ValueError if a tensor has another dtype or shape (None: any number), or a value
-    outside 0..end-1."""
-    sizes = tensor.shape
-    fits = len(sizes) == len(shape) and all(w in (None, n) for w, n in zip(shape, sizes))
+    """Check the dtype, shape (None: any length) and values (0..end-1) of a tensor.
+
+    Raises:
+        ValueError: one of them differs; the message starts with `name`.
+    """
+    actual = tensor.shape
+    fits = len(actual) == len(shape) and all(m in (None, n) for n, m in zip(actual, shape))
     if tensor.dtype != dtype or not fits:
-        wanted = str(shape).replace("None", "*")
-        raise ValueError(f"{name}: expected {dtype} {wanted}, got {tensor.dtype} {tuple(sizes)}")
+        expected = str(shape).replace("None", "*")
+        raise ValueError(f"{name}: expected {dtype} {expected}, got {tensor.dtype} {tuple(actual)}")
     if end is not None and tensor.numel() and (tensor.min() < 0 or tensor.max() >= end):
         raise ValueError(f"{name}: expected 0..{end - 1}, got {tensor.min()}..{tensor.max()}")
 
@@ -85,14 +90,17 @@ class EncodedDataset(Dataset):
     """The codes of a data set, with its labels and its split by lesion.
 
     Attributes:
-        codes: int64 (N, h, w, slots), in 0..K-1, on the CPU as all tensors here.
-        labels: int64 (N,), numbers into `CLASSES`.
-        split: `Split` of int64 index tensors; the same images as in the data set that was encoded.
-            A part of the images may be left out, but none may be in two parts.
-        codebook: float32 (1 or slots, K, D), finite, needed only by `vectors`.
-        source: one line saying where the codes come from.
-        turned: int64 (8, len(split.train), h, w, slots): the training images in all eight
-            orientations, in the order of `vqlib.augment.moved`; None before `add_turned`.
+        codes: int64 (N, h, w, slots), values in 0..K-1. All tensors are on the CPU.
+        labels: int64 (N,), class indices.
+        split: `Split` of int64 index tensors, as in the data set that was encoded. Images may be in
+            no part of the split, but no image may be in two parts.
+        codebook: float32 (1 or slots, K, D), finite; needed only by `vectors`.
+        source: one line that says where the codes come from.
+        classes: names of the classes; () if there are no classes, and then all labels are 0. None:
+            unknown, as in files of earlier versions.
+        augmented: int64 (8, len(split.train), h, w, slots): the codes of the training images after
+            each of the eight dihedral transforms, in the order of
+            `vqlib.data.dihedral_transform`; None before `add_augmented` is called.
 
     Raises:
         ValueError: a tensor has another shape, dtype or range.
@@ -105,32 +113,35 @@ class EncodedDataset(Dataset):
         split: Split,
         codebook: Tensor,
         source: str = "",
-        turned: Tensor | None = None,
+        augmented: Tensor | None = None,
+        classes: tuple[str, ...] | None = None,
     ) -> None:
         self.codes, self.labels, self.split = codes, labels, split
-        self.codebook, self.source, self.turned = codebook, source, turned
+        self.codebook, self.source, self.augmented = codebook, source, augmented
+        self.classes = None if classes is None else tuple(classes)
         self._check()
 
     def _check(self) -> None:
-        """Raises ValueError if the tensors are not as the class describes them."""
-        codes, book = self.codes, self.codebook
-        _expect("codebook", book, torch.float32, (None, None, None))
-        _expect("codes", codes, torch.int64, (None, None, None, None), book.shape[1])
-        _expect("labels", self.labels, torch.int64, (len(codes),), len(CLASSES))
-        for name, part in zip(SPLITS, self.split, strict=True):
-            _expect(f"split.{name}", part, torch.int64, (None,), len(codes))
-        every = torch.cat(list(self.split))
-        if len(every.unique()) < len(every):
-            raise ValueError("split: expected each image once, got an image more than once")
-        if not (codes.numel() and book.numel() and book.isfinite().all()):
-            raise ValueError("expected codes, and a codebook of finite numbers")
-        if len(book) not in (1, codes.shape[3]):
-            raise ValueError(f"expected 1 or {codes.shape[3]} codebooks, got {len(book)}")
-        if self.turned is not None:
+        """Raise ValueError if an attribute differs from its description in the class docstring."""
+        codes, codebook = self.codes, self.codebook
+        _expect("codebook", codebook, torch.float32, (None, None, None))
+        _expect("codes", codes, torch.int64, (None, None, None, None), codebook.shape[1])
+        end = 256 if self.classes is None else max(1, len(self.classes))
+        _expect("labels", self.labels, torch.int64, (len(codes),), end)
+        for name, indices in zip(SPLITS, self.split, strict=True):
+            _expect(f"split.{name}", indices, torch.int64, (None,), len(codes))
+        all_indices = torch.cat(list(self.split))
+        if len(all_indices.unique()) < len(all_indices):
+            raise ValueError("split: expected each image at most once, got an image twice")
+        if not (codes.numel() and codebook.numel() and codebook.isfinite().all()):
+            raise ValueError("expected at least one code, and a codebook of finite numbers")
+        if len(codebook) not in (1, codes.shape[3]):
+            raise ValueError(f"expected 1 or {codes.shape[3]} codebooks, got {len(codebook)}")
+        if self.augmented is not None:
             train = codes[self.split.train]
-            _expect("turned", self.turned, torch.int64, (8, *train.shape), book.shape[1])
-            if not torch.equal(self.turned[0], train):
-                raise ValueError("turned: expected the first orientation to be the training codes")
+            _expect("augmented", self.augmented, torch.int64, (8, *train.shape), codebook.shape[1])
+            if not torch.equal(self.augmented[0], train):
+                raise ValueError("augmented: expected augmented[0] to be the codes of split.train")
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -144,8 +155,13 @@ class EncodedDataset(Dataset):
         return self.codebook.shape[1]
 
     @property
+    def num_classes(self) -> int:
+        """Number of classes; if they are unknown, the largest label plus 1."""
+        return int(self.labels.max()) + 1 if self.classes is None else len(self.classes)
+
+    @property
     def bits(self) -> int:
-        """Bits that one code takes in a file: 9 for 512 codes."""
+        """Bits per code in a file: 9 for 512 codes."""
         return (self.num_embeddings - 1).bit_length()
 
     @property
@@ -153,90 +169,100 @@ class EncodedDataset(Dataset):
         return -(-self.codes[0].numel() * self.bits // 8)
 
     def vectors(self, i: int | Tensor) -> Tensor:
-        """The quantized vectors of image i, float32 (slots * D, h, w), or of several images,
-        (B, slots * D, h, w): what the report's prior is trained on."""
+        """Quantized vectors of image i, float32 (slots * D, h, w), or of several images,
+        (B, slots * D, h, w). The report's prior is trained on these."""
         codes = self.codes[i]
         if len(self.codebook) > 1:
             codes = codes + self.num_embeddings * torch.arange(len(self.codebook))
         return self.codebook.flatten(0, 1)[codes].flatten(-2).movedim(-1, -3).contiguous()
 
     def save(self, path: str | Path) -> None:
-        """Write a safetensors file: codes packed, labels, split, codebook. It appears whole or not
-        at all.
+        """Write packed codes, labels, split and codebook to a safetensors file (atomically).
 
-        The parts of the split come back in ascending order.
+        `load` returns each part of the split in ascending order.
 
         Raises:
-            ValueError: a tensor is not as described above, or an image is in no part of the split.
+            ValueError: a tensor differs from its description in the class docstring, or an image is
+                in no part of the split.
         """
         self._check()
         if (missing := len(self) - sum(map(len, self.split))) > 0:
             raise ValueError(f"{missing} of {len(self)} images are in no part of the split")
-        names = torch.empty(len(self), dtype=torch.uint8)
-        for number, indices in enumerate(self.split):
-            names[indices] = number
+        parts = torch.empty(len(self), dtype=torch.uint8)
+        for part, indices in enumerate(self.split):
+            parts[indices] = part
         tensors = {
             "packed": torch.from_numpy(pack_codes(self.codes, self.bits)),
             "labels": self.labels.to(torch.uint8),
-            "split": names,
+            "split": parts,
             "codebook": self.codebook.contiguous(),
         }
-        if self.turned is not None:
-            ascending = self.turned[1:, self.split.train.argsort()]
-            tensors["turned"] = torch.from_numpy(pack_codes(ascending, self.bits))
-        shape = "x".join(map(str, self.codes.shape))
-        with whole_file(Path(path)) as beside:
-            save_file(tensors, beside, metadata={"shape": shape, "source": self.source})
+        if self.augmented is not None:
+            ascending = self.augmented[1:, self.split.train.argsort()]
+            tensors["augmented"] = torch.from_numpy(pack_codes(ascending, self.bits))
+        metadata = {
+            "shape": "x".join(map(str, self.codes.shape)),
+            "source": self.source,
+            "classes": json.dumps(self.classes),
+        }
+        with atomic_write(Path(path)) as temporary:
+            save_file(tensors, temporary, metadata=metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> EncodedDataset:
-        """Read what `save` wrote.
+        """Read a file that `save` has written.
 
         Raises:
             FileNotFoundError: no such file.
-            DataError: the file is not one of `save`'s, or what it holds is not as described above.
+            DataError: the file was not written by `save`, or its content is damaged.
         """
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
             shape = tuple(int(n) for n in metadata["shape"].split("x"))
-            codebook, part = tensors["codebook"].float(), tensors["split"]
+            codebook, parts = tensors["codebook"].float(), tensors["split"]
             if len(shape) != 4 or min(shape) < 1 or codebook.ndim != 3:
-                raise ValueError(f"codes of shape {shape}, a codebook of {tuple(codebook.shape)}")
-            if part.dtype != torch.uint8 or part.shape != shape[:1] or part.max() > 2:
+                raise ValueError(
+                    f"expected codes of shape (N, h, w, slots) and a codebook of shape "
+                    f"(1 or slots, K, D), got {shape} and {tuple(codebook.shape)}"
+                )
+            if parts.dtype != torch.uint8 or parts.shape != shape[:1] or parts.max() > 2:
                 raise ValueError(f"expected a split of uint8 ({shape[0]},) in 0..2")
             if tensors["labels"].dtype != torch.uint8:
                 raise ValueError(f"expected labels of uint8, got {tensors['labels'].dtype}")
             bits = (codebook.shape[1] - 1).bit_length()
             codes = unpack_codes(tensors["packed"].numpy(), bits, shape)
-            split = Split(*((part == n).nonzero().flatten() for n in range(3)))
+            split = Split(*((parts == n).nonzero().flatten() for n in range(3)))
             labels = tensors["labels"].long()
-            turned = None
-            if "turned" in tensors:
-                packed, train = tensors["turned"].numpy(), codes[split.train]
-                turned = unpack_codes(packed, bits, (7, *train.shape))
-                turned = torch.cat([train[None], turned])
-            return cls(codes, labels, split, codebook, metadata.get("source", ""), turned)
+            augmented = None
+            packed = tensors.get("augmented", tensors.get("turned"))  # key in older files
+            if packed is not None:
+                packed, train = packed.numpy(), codes[split.train]
+                augmented = unpack_codes(packed, bits, (7, *train.shape))
+                augmented = torch.cat([train[None], augmented])
+            classes = json.loads(metadata.get("classes", "null"))
+            source = metadata.get("source", "")
+            return cls(codes, labels, split, codebook, source, augmented, classes)
         except FileNotFoundError:
             raise
         except (SafetensorError, KeyError, OSError, ValueError) as error:
             raise DataError(
-                f"{path} is not a file of codes ({error}): write one with "
-                "`python -m vqlib encode`, or EncodedDataset.save"
+                f"{path} is not a file of codes ({error}): create one with "
+                "`python -m vqlib encode` or EncodedDataset.save"
             ) from error
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{len(i)} {name}" for name, i in zip(SPLITS, self.split, strict=True))
         return (
             f"{len(self)} images ({sizes}) as {tuple(self.codes.shape[1:])} codes of "
-            f"{self.bits} bits, {self.bytes_per_image} bytes each; {len(CLASSES)} classes"
+            f"{self.bits} bits, {self.bytes_per_image} bytes each; {self.num_classes} classes"
         )
 
 
 def encode_dataset(
     vqvae: VQVAE,
-    data: LesionDataset,
+    data: ImageDataset,
     size: int = 256,
     *,
     split: Split | None = None,
@@ -245,65 +271,69 @@ def encode_dataset(
     """Encode every image of a data set once, without augmentation.
 
     Args:
-        vqvae: used in eval(), whatever mode it is in, and left in that mode.
-        size: images are cropped and scaled to size x size pixels.
-        split: kept beside the codes; `data.split()` if not given.
+        vqvae: used in eval() mode, and returned to the mode it was in.
+        data: the images.
+        size: images are cropped and resized to size x size pixels.
+        split: stored with the codes; `data.split()` if None.
+        batch_size: images per batch.
 
     Returns:
         EncodedDataset in the order of `data`, on the CPU.
     """
     pixels, indices = data.pixels(size), torch.arange(len(data))
-    steps = (images for images, _ in batches(pixels, indices, batch_size, shuffle=False))
+    image_batches = (images for images, _ in batches(pixels, indices, batch_size, shuffle=False))
     return EncodedDataset(
-        _encode(vqvae, steps, -(-len(data) // batch_size)),
+        _encode(vqvae, image_batches, -(-len(data) // batch_size)),
         data.labels,
         split or data.split(),
         vqvae.quantizer.codebook.detach().float().cpu().clone(),
         repr(data),
+        classes=data.classes,
     )
 
 
-def add_turned(
+def add_augmented(
     encoded: EncodedDataset,
     vqvae: VQVAE,
-    data: LesionDataset | None = None,
+    data: ImageDataset | None = None,
     size: int = 256,
     *,
     batch_size: int = 64,
 ) -> None:
-    """Encode the training images in all eight orientations, and keep that in `encoded.turned`.
+    """Encode the training images after all eight dihedral transforms, into `encoded.augmented`.
 
-    A lesion turned by a quarter of a circle is a lesion: a prior that is shown all eight has eight
-    times as many grids to learn from. There is no short cut through the codes: turning the grid
-    would put every code into its new place, but what each code shows would not turn with it.
+    A rotated or mirrored lesion is an equally plausible image, so the prior gets eight times as
+    many training grids. Transforming the grid of codes instead would not work: each code would move
+    to its new position, but the image content that it stands for would not be rotated.
 
     Args:
-        encoded: what `encode_dataset` gave for `data`; changed in place.
-        vqvae: the model that made the codes.
-        data: the images. Without them the codes are decoded, and the pictures turned and encoded
-            again: the same without photographs, at a small loss.
-        size: of the images, as for `encode_dataset`.
+        encoded: result of `encode_dataset` for `data`; changed in place.
+        vqvae: the model that computed the codes.
+        data: the images. If None, the codes are decoded, and the decoded images are transformed and
+            encoded again. This needs no photographs, but it loses some quality.
+        size: side of the images in pixels, as for `encode_dataset`.
+        batch_size: images per batch.
     """
-    train, turned = encoded.split.train, [encoded.codes[encoded.split.train]]
+    train, augmented = encoded.split.train, [encoded.codes[encoded.split.train]]
     device = next(vqvae.parameters()).device
     pixels = None if data is None else data.pixels(size)
 
-    def pictures(move: int) -> Iterator[Tensor]:
-        for part in train.split(batch_size):
+    def transformed_batches(index: int) -> Iterator[Tensor]:
+        for image_indices in train.split(batch_size):
             if pixels is None:
-                images = vqvae.decode(encoded.codes[part].to(device))
+                images = vqvae.decode(encoded.codes[image_indices].to(device))
             else:
-                images = to_float(pixels[part])
-            yield moved(images, move)
+                images = to_float(pixels[image_indices])
+            yield dihedral_transform(images, index)
 
-    for move in range(1, 8):
-        turned.append(_encode(vqvae, pictures(move), -(-len(train) // batch_size)))
-    encoded.turned = torch.stack(turned)
+    for index in range(1, 8):
+        augmented.append(_encode(vqvae, transformed_batches(index), -(-len(train) // batch_size)))
+    encoded.augmented = torch.stack(augmented)
 
 
-def _encode(vqvae: VQVAE, images: Iterator[Tensor], total: int) -> Tensor:
-    """The codes of all batches, by a model in eval()."""
-    steps = tqdm(images, "encoding", total, leave=False, disable=None)
-    with evaluating(vqvae) as device:
-        codes = [vqvae.encode(part.to(device)).cpu() for part in steps]
+def _encode(vqvae: VQVAE, images: Iterator[Tensor], num_batches: int) -> Tensor:
+    """Codes of all batches, computed in eval() mode, on the CPU."""
+    steps = tqdm(images, "encoding", num_batches, leave=False, disable=None)
+    with eval_mode(vqvae) as device:
+        codes = [vqvae.encode(batch.to(device)).cpu() for batch in steps]
     return torch.cat(codes)

@@ -1,46 +1,52 @@
-"""Chapter 5: masked convolutions, and the priors built of them.
+"""Masked convolutions, and the autoregressive priors that are built from them.
 
-A prior says how likely each code is, given the codes before it:
+A prior gives the joint probability of all codes of an image by the chain rule of probability:
 
     p(codes) = product over i of p(code_i | code_1 ... code_{i-1})
 
-"Before" needs an order: rows from top to bottom, positions from left to right, and at each position
-the four codes (slots) one after another, as PixelCNN takes a pixel's red before its green. A
-convolution respects that order if the weights that would look ahead are masked to zero.
+The order is the raster order of the positions (row by row, left to right), and within a position
+the order of the slots, as PixelCNN orders the red, green and blue value of a pixel. A convolution
+is *causal* with respect to this order if the weights that would read later codes are masked to
+zero. `codes` provides the training data, `training` fits the prior, and `sampling` samples from it.
 
-Source: van den Oord, Kalchbrenner and Kavukcuoglu, "Pixel Recurrent Neural Networks" (2016),
-arXiv:1601.06759, sections 3.4 (masks) and 3.5 (PixelCNN).
+Papers: van den Oord, Kalchbrenner and Kavukcuoglu, "Pixel Recurrent Neural Networks" (2016),
+arXiv:1601.06759, sections 3.4 (masks) and 3.5 (PixelCNN); van den Oord et al., "Conditional Image
+Generation with PixelCNN Decoders" (2016), arXiv:1606.05328 (gated, two stacks).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .checkpoints import register_model
 from .quantizer import check_codes
 
 
 class MaskedConv2d(nn.Conv2d):
-    """A convolution that cannot look ahead.
+    """Causal convolution: its output at a position does not depend on later codes.
 
-    Its channels are `slots` ordered groups of equal size. For the output at some position, group g:
+    The channels are divided into `slots` ordered groups of equal size. The output at a position, in
+    group g, depends on:
 
-    - all rows above, and all positions to the left in the same row: every group is seen;
-    - the position itself: groups before g, and g itself only with mask "B";
-    - everything to the right and below: nothing.
+    - all groups of the positions in the rows above and to the left in the same row;
+    - at the position itself, the groups before g, and with mask "B" also group g;
+    - no position to the right in the same row or in the rows below.
 
-    The first layer reads the codes and needs mask "A": a code must not see itself. Later layers
-    read features that already obey the order, and take "B". With `slots=1` this is the mask of the
-    report; with 3, PixelCNN's R, G, B; here 4.
+    The first layer reads the codes and needs mask "A", because a code must not be an input of its
+    own prediction. Later layers read features that are already causal and use mask "B". With
+    `slots=1` the mask is the report's, with `slots=3` it is PixelCNN's for R, G and B; `PixelCNN`
+    below uses four slots by default.
 
-    The mask is a buffer: it moves with the module and is not trained. It is not saved either, since
-    its arguments say all of it.
+    The mask is a buffer, so it moves to the module's device and is not trained. It is not saved
+    either, because the constructor's arguments determine it.
 
     Raises:
-        ValueError: mask type other than "A" or "B", even kernel, channels not divisible by slots.
+        ValueError: mask_type is not "A" or "B", kernel_size is even, or the number of input or
+            output channels is not divisible by `slots`.
     """
 
     def __init__(
@@ -58,44 +64,46 @@ class MaskedConv2d(nn.Conv2d):
             raise ValueError(f"a masked convolution needs an odd kernel, got {kernel_size}")
         if in_channels % slots or out_channels % slots:
             raise ValueError(
-                f"{in_channels} -> {out_channels} channels can't be cut into {slots} equal groups"
+                f"{in_channels} -> {out_channels} channels can't be divided into {slots} equal "
+                "groups"
             )
         padding = kernel_size // 2 if padding is None else padding
         super().__init__(in_channels, out_channels, kernel_size, padding=padding)
         self.mask_type, self.slots = mask_type, slots
 
         mask = torch.zeros_like(self.weight)  # (out, in, row, column)
-        middle = kernel_size // 2
-        mask[:, :, :middle, :] = 1
-        mask[:, :, middle, :middle] = 1
-        group_out = torch.arange(out_channels) * slots // out_channels
-        group_in = torch.arange(in_channels) * slots // in_channels
-        earlier = torch.lt if mask_type == "A" else torch.le
-        mask[:, :, middle, middle] = earlier(group_in[None, :], group_out[:, None]).float()
+        center = kernel_size // 2
+        mask[:, :, :center, :] = 1
+        mask[:, :, center, :center] = 1
+        out_slot = torch.arange(out_channels) * slots // out_channels
+        in_slot = torch.arange(in_channels) * slots // in_channels
+        is_earlier = torch.lt if mask_type == "A" else torch.le
+        mask[:, :, center, center] = is_earlier(in_slot[None, :], out_slot[:, None]).float()
         self.register_buffer("mask", mask, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         weight, padding = self.weight * self.mask, list(self.padding)
-        # Weights for positions further off than the map is high or wide meet only padding. They
-        # are left out because PyTorch's bf16 gradient on a CPU is wrong for them (infinite, on
-        # maps of 2 x 2 and 2 x 8 positions).
+        # Kernel weights that are farther from the centre than the map is high or wide only ever
+        # multiply padding. They are removed because PyTorch's bf16 gradient on a CPU is wrong for
+        # them (infinite on maps of 2 x 2 and 2 x 8 positions).
         for axis, extent in enumerate(x.shape[-2:]):
-            excess = self.kernel_size[axis] // 2 - extent + 1
-            if excess > 0:
-                weight = weight.narrow(2 + axis, excess, self.kernel_size[axis] - 2 * excess)
-                padding[axis] -= excess
+            unused = self.kernel_size[axis] // 2 - extent + 1
+            if unused > 0:
+                weight = weight.narrow(2 + axis, unused, self.kernel_size[axis] - 2 * unused)
+                padding[axis] -= unused
         return F.conv2d(x, weight, self.bias, padding=padding)
 
     def extra_repr(self) -> str:
         return f"{self.mask_type}, {super().extra_repr()}, slots={self.slots}"
 
 
-class SlotNorm(nn.Module):
-    """Layer normalisation within one slot's channels at one position.
+class SlotLayerNorm(nn.Module):
+    """Layer normalisation over the channels of one slot at one position.
 
-    A BatchNorm in train() subtracts a mean taken over all positions, later ones included: the
-    future leaks into the past. So do GroupNorm and InstanceNorm, in eval() too. Here nothing is
-    mixed that the masks keep apart.
+    It preserves causality, because it combines only values that the masks allow to be combined.
+    BatchNorm in train() mode subtracts a mean over all positions, including later ones, and so
+    passes information from later codes to earlier outputs. GroupNorm and InstanceNorm do the same
+    in eval() mode, too.
     """
 
     def __init__(self, channels: int, slots: int = 1, eps: float = 1e-5) -> None:
@@ -105,18 +113,19 @@ class SlotNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        exact = torch.promote_types(x.dtype, torch.float32)  # not in half precision
-        grouped = x.movedim(1, -1).unflatten(-1, (self.slots, -1)).to(exact)
+        dtype = torch.promote_types(x.dtype, torch.float32)  # statistics in at least float32
+        grouped = x.movedim(1, -1).unflatten(-1, (self.slots, -1)).to(dtype)
         normalized = F.layer_norm(grouped, grouped.shape[-1:], eps=self.eps)
         return normalized.flatten(-2).movedim(-1, 1).to(x.dtype) * self.weight + self.bias
 
 
 class ResidualMaskedConv2d(nn.Module):
-    """x + ReLU(norm(masked 3x3 convolution of x)), mask "B".
+    """x + ReLU(norm(masked 3x3 convolution of x)), with mask "B".
 
     Args:
-        norm: makes the normalisation for that many channels; the report's is nn.BatchNorm2d.
-        dropout: rate at the branch's end.
+        norm: function from a number of channels to a normalisation layer; the report uses
+            nn.BatchNorm2d.
+        dropout: dropout rate at the end of the residual branch.
     """
 
     def __init__(
@@ -127,17 +136,24 @@ class ResidualMaskedConv2d(nn.Module):
         self.norm = norm(channels)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, condition: Tensor | float = 0.0) -> Tensor:
-        """Features (B, C, h, w); `condition` (B, C, 1, 1) is added before the normalisation."""
-        return x + self.dropout(F.relu(self.norm(self.conv(x) + condition)))
+    def forward(self, x: Tensor, conditional_bias: Tensor | float = 0.0) -> Tensor:
+        """Features (B, C, h, w) to the same shape; `conditional_bias` (B, C, 1, 1) is added before
+        the normalisation."""
+        return x + self.dropout(F.relu(self.norm(self.conv(x) + conditional_bias)))
 
 
+@register_model
 class PixelRCNN(nn.Module):
-    """The report's prior, layer by layer: 256 channels in, 256 out, 120 within.
+    """The report's prior, layer by layer: 256 input, 256 output and 120 hidden channels.
 
-    It has no recurrence, in spite of its name, and it predicts *vectors*: trained with MSE, its
-    output is the mean of what could come next. It stands here to be taken apart in notebook 04;
-    `PixelCNN` below is the one to sample from.
+    Despite its name it has no recurrence. It is trained with MSE to predict quantized *vectors*, so
+    its output approximates the conditional mean of the next vector and is not a distribution over
+    codes. It is kept for comparison; use `PixelCNN` below for sampling.
+
+    Args:
+        no_channels: input channels.
+        out_channels: output channels.
+        conv_filters: hidden channels.
     """
 
     def __init__(
@@ -162,84 +178,132 @@ class PixelRCNN(nn.Module):
         return self.net(x)
 
 
-def rows_above(x: Tensor, rows: int) -> Tensor:
-    """(B, C, h, w) to (B, C, h + rows - 1, w): a kernel of that many rows, laid over row r of the
-    result, covers the `rows` rows above row r of x."""
+def down_shift(x: Tensor, rows: int) -> Tensor:
+    """Pad above and cut off the last row: (B, C, h, w) to (B, C, h + rows - 1, w).
+
+    A convolution with `rows` kernel rows and no padding, applied to the result, reads at output row
+    r the `rows` rows above row r of x.
+    """
     return F.pad(x, (0, 0, rows, 0))[:, :, :-1]
 
 
-def columns_left(x: Tensor, columns: int) -> Tensor:
-    """(B, C, h, w) to (B, C, h, w + columns - 1): the same to the left."""
+def right_shift(x: Tensor, columns: int) -> Tensor:
+    """The same for columns, (B, C, h, w) to (B, C, h, w + columns - 1): a kernel of `columns`
+    columns reads the columns to the left of each position."""
     return F.pad(x, (columns, 0))[..., :-1]
 
 
-def mean_so_far(v: Tensor) -> Tensor:
-    """The mean of each row and all rows above it, (B, C, h, w) to (B, C, h, 1)."""
-    rows = torch.arange(1, v.shape[2] + 1, device=v.device, dtype=v.dtype)
-    return (v.mean(3).cumsum(2) / rows).unsqueeze(3)
+def causal_row_mean(v: Tensor) -> Tensor:
+    """Causal mean: for each row the mean over it and all rows above, (B, C, h, w) to (B, C, h, 1).
+
+    Row r of the vertical stack depends on the codes above row r only, and so does this mean.
+    """
+    num_rows = torch.arange(1, v.shape[2] + 1, device=v.device, dtype=v.dtype)
+    return (v.mean(3).cumsum(2) / num_rows).unsqueeze(3)
 
 
 class GatedBlock(nn.Module):
-    """One layer of two stacks: the *vertical* one sees the rows above, all of them; the
-    *horizontal* one sees what lies to the left in the row, and is told by the other. Skin tone,
-    light and grain belong to a whole image: the vertical stack is told its mean over all rows so
-    far, as well, with weights that start at 0.
+    """One layer of the gated PixelCNN, with two stacks and residual connections.
 
-    A masked convolution can't look up and to the right far enough: its right half stays dark row
-    after row, and that blind spot grows with depth. Two stacks need no spatial mask at all.
+    The *vertical* stack depends on all rows above the current one. The *horizontal* stack depends
+    on the positions to the left in the current row and receives the vertical stack's output through
+    a 1x1 convolution (`vertical_to_horizontal`). A single stack of masked convolutions has a *blind
+    spot*: positions above and to the right that no number of layers brings into the receptive
+    field. Two stacks have no blind spot, and need a mask over slots only, not over positions.
 
-    Source: van den Oord et al., "Conditional Image Generation with PixelCNN Decoders" (2016),
-    arXiv:1606.05328, section 2.2 and figure 2. The gate is a * sigmoid(b) (Dauphin et al. 2017,
-    arXiv:1612.08083, section 2); theirs is tanh(a) * sigmoid(b).
+    Skin tone, illumination and grain are properties of the whole image. The vertical stack
+    therefore also receives the causal mean of its features (see `causal_row_mean`), with weights
+    that are initialized with zeros.
+
+    Papers: van den Oord et al., "Conditional Image Generation with PixelCNN Decoders" (2016),
+    arXiv:1606.05328, section 2.2 and figure 2. The gate is a * sigmoid(b) (gated linear unit,
+    Dauphin et al. 2017, arXiv:1612.08083, section 2) instead of their tanh(a) * sigmoid(b).
     """
 
     def __init__(self, channels: int, slots: int = 1, dropout: float = 0.0) -> None:
         super().__init__()
         self.slots = slots
         self.vertical = nn.Conv2d(channels, 2 * channels, (2, 3), padding=(0, 1))
-        self.vertical_norm = SlotNorm(2 * channels)
-        self.so_far = nn.Parameter(torch.zeros(2 * channels, channels, 1, 1))
-        self.above = nn.Conv2d(channels, 2 * channels, 1, bias=False)
-        self.left = nn.Conv2d(channels, 2 * channels, 1, bias=False)
-        self.here = MaskedConv2d("B", channels, 2 * channels, 1, slots=slots)
-        self.norm = SlotNorm(2 * channels, slots)
-        self.out = nn.Conv2d(channels, channels, 1, groups=slots, bias=False)
+        self.vertical_norm = SlotLayerNorm(2 * channels)
+        self.causal_mean_weight = nn.Parameter(torch.zeros(2 * channels, channels, 1, 1))
+        self.vertical_to_horizontal = nn.Conv2d(channels, 2 * channels, 1, bias=False)
+        self.horizontal = nn.Conv2d(channels, 2 * channels, 1, bias=False)
+        self.center = MaskedConv2d("B", channels, 2 * channels, 1, slots=slots)
+        self.horizontal_norm = SlotLayerNorm(2 * channels, slots)
+        self.horizontal_out = nn.Conv2d(channels, channels, 1, groups=slots, bias=False)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, v: Tensor, x: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """Both stacks' features (B, C, h, w); `condition` (B, 2C, 1, 1) is added before the
-        normalisation. A row of `v` holds nothing of that row or of rows below."""
-        rows = self.vertical(F.pad(v, (0, 0, 1, 0))) + F.conv2d(mean_so_far(v), self.so_far)
-        above = F.glu(self.vertical_norm(rows), dim=1)
-        mixed = self.above(above) + self.left(columns_left(x, 1)) + self.here(x) + condition
-        gated = F.glu(self.norm(mixed).unflatten(1, (self.slots, -1)), dim=2).flatten(1, 2)
-        return v + self.dropout(above), x + self.dropout(self.out(gated))
+    def forward(
+        self, v_stack: Tensor, h_stack: Tensor, conditional_bias: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Apply this layer to both stacks.
+
+        Args:
+            v_stack: float (B, C, h, w); row r depends on the rows of codes above r only.
+            h_stack: float (B, C, h, w).
+            conditional_bias: float (B, 2C, 1, 1), added before the normalisation.
+
+        Returns:
+            New v_stack and h_stack, of the same shapes.
+        """
+        v_features = self.vertical(F.pad(v_stack, (0, 0, 1, 0))) + F.conv2d(
+            causal_row_mean(v_stack), self.causal_mean_weight
+        )
+        v_out = F.glu(self.vertical_norm(v_features), dim=1)
+        h_features = (
+            self.vertical_to_horizontal(v_out)
+            + self.horizontal(right_shift(h_stack, 1))
+            + self.center(h_stack)
+            + conditional_bias
+        )
+        h_features = self.horizontal_norm(h_features).unflatten(1, (self.slots, -1))
+        h_out = self.horizontal_out(F.glu(h_features, dim=2).flatten(1, 2))
+        return v_stack + self.dropout(v_out), h_stack + self.dropout(h_out)
 
 
+@register_model
 class PixelCNN(nn.Module):
-    """Autoregressive prior over codes: logits for every code, given all earlier ones.
+    """Autoregressive prior over codes: the logits of each code, given all earlier codes.
 
-    What the report's prior lacks: an embedding for each code instead of the quantizer's vectors,
-    four ordered slots a position, a categorical distribution over all codes, classes, two stacks
-    without a blind spot, and a normalisation that does not leak.
+    It differs from the report's prior in these points: an embedding of each code as input instead
+    of the quantizer's vectors; four ordered slots per position; a categorical distribution over all
+    codes as output; conditioning on the class; two stacks without a blind spot; and a normalisation
+    that preserves causality.
 
     Args:
-        num_embeddings: K, size of the alphabet.
-        codes_per_position: slots; must divide conv_filters.
-        conv_filters: channels within.
-        num_classes: number of labels; one more, "no label", is learnt by label dropout.
-        embedding_dim: length of a code's embedding; that of the codebook's rows if it is to start
-            from them.
+        num_embeddings: K, number of codes in each slot.
+        codes_per_position: number of slots; must divide conv_filters.
+        conv_filters: C, number of hidden channels.
+        num_classes: number of class labels. One further label, "no label", is learned by label
+            dropout; its logits are the unconditional ones.
+        embedding_dim: dimension of a code's embedding; must equal that of the codebook vectors if
+            `initialize_embeddings` is called.
         blocks: number of gated blocks.
-        dropout: rate within the blocks.
-        orientations: how many the grids it learns from are shown in. Each is told, as the class is,
-            or what is drawn would be turned and mirrored at random, the light of the camera with it
-            (Jun et al., "Distribution Augmentation for Generative Modeling", ICML 2020).
+        dropout: dropout rate within the blocks.
+        orientations: number of orientations in which the training grids are shown. The model is
+            conditioned on the orientation as on the class. Otherwise it would generate lesions in
+            random orientations, and with them the uneven illumination of the camera (Jun et al.,
+            "Distribution Augmentation for Generative Modeling", ICML 2020).
 
     Attributes:
-        codebook_fingerprint: fingerprint of the codebook whose codes it was trained on (see
-            `VQVAE.codebook_fingerprint`); None if unknown.
+        trained_on_codebook: fingerprint of the codebook whose codes the prior was trained on, see
+            `VQVAE.codebook_fingerprint`; None if unknown.
     """
+
+    # Parameter names in files from before the layers were named as in the papers.
+    renamed_parameters: ClassVar[dict[str, str]] = {
+        r"^labels\.": "label_embedding.",
+        r"^orientations$": "orientation_embedding",
+        r"^above\.": "vertical.",
+        r"^left\.": "horizontal.",
+        r"^here\.": "center.",
+        r"^(blocks\.\d+\.)above\.": r"\1vertical_to_horizontal.",
+        r"^(blocks\.\d+\.)left\.": r"\1horizontal.",
+        r"^(blocks\.\d+\.)here\.": r"\1center.",
+        r"^(blocks\.\d+\.)so_far$": r"\1causal_mean_weight",
+        r"^(blocks\.\d+\.)norm\.": r"\1horizontal_norm.",
+        r"^(blocks\.\d+\.)out\.": r"\1horizontal_out.",
+    }
 
     def __init__(
         self,
@@ -266,57 +330,62 @@ class PixelCNN(nn.Module):
             "dropout": dropout,
             "orientations": orientations,
         }
-        self.codebook_fingerprint: str | None = None
+        self.trained_on_codebook: str | None = None
         channels = slots * embedding_dim
         self.embedding = nn.Embedding(slots * num_embeddings, embedding_dim)
-        self.labels = nn.Embedding(num_classes + 1, blocks * 2 * conv_filters)
-        nn.init.zeros_(self.labels.weight)
-        self.orientations = nn.Parameter(torch.zeros(orientations, self.labels.embedding_dim))
-        self.above = nn.Conv2d(channels, conv_filters, (3, 7), padding=(0, 3))
-        self.left = nn.Conv2d(channels, conv_filters, (1, 3), bias=False)
-        self.here = MaskedConv2d("A", channels, conv_filters, 1, slots=slots)
+        self.label_embedding = nn.Embedding(num_classes + 1, blocks * 2 * conv_filters)
+        nn.init.zeros_(self.label_embedding.weight)
+        self.orientation_embedding = nn.Parameter(
+            torch.zeros(orientations, self.label_embedding.embedding_dim)
+        )
+        self.vertical = nn.Conv2d(channels, conv_filters, (3, 7), padding=(0, 3))
+        self.horizontal = nn.Conv2d(channels, conv_filters, (1, 3), bias=False)
+        self.center = MaskedConv2d("A", channels, conv_filters, 1, slots=slots)
         self.blocks = nn.ModuleList(GatedBlock(conv_filters, slots, dropout) for _ in range(blocks))
         self.head = MaskedConv2d("B", conv_filters, slots * num_embeddings, 1, slots=slots)
-        with torch.no_grad():  # the first guess is nearly uniform: log2(K) bits a code
+        with torch.no_grad():  # nearly uniform at first: about log2(K) bits per code
             self.head.weight.mul_(0.1)
 
     @torch.no_grad()
-    def start_from(self, codebook: Tensor) -> None:
-        """Make each code's embedding its vector, every feature with mean 0 and variance 1. Codes of
-        like looks are neighbours then; from names alone that would have to be found out.
+    def initialize_embeddings(self, codebook: Tensor) -> None:
+        """Initialize the embedding of each code with its codebook vector.
+
+        Every component is standardized to mean 0 and variance 1 over the codes of a slot. Codes
+        that decode to similar content then have similar embeddings from the start; with random
+        embeddings the prior would have to learn these similarities.
 
         Args:
             codebook: float (1 or slots, K, embedding_dim).
         """
-        spread = codebook.std(1, keepdim=True).clamp_min(1e-6)  # some features no code uses
-        rows = (codebook - codebook.mean(1, keepdim=True)) / spread
-        self.embedding.weight.copy_(rows.expand(self.slots, -1, -1).flatten(0, 1))
+        std = codebook.std(1, keepdim=True).clamp_min(1e-6)  # some components are constant
+        embeddings = (codebook - codebook.mean(1, keepdim=True)) / std
+        self.embedding.weight.copy_(embeddings.expand(self.slots, -1, -1).flatten(0, 1))
 
     def forward(
         self, codes: Tensor, labels: Tensor | None = None, orientations: Tensor | None = None
     ) -> Tensor:
-        """Logits of every code, given all the codes before it.
+        """Logits of each code, given all codes before it.
 
         Args:
-            codes: int64 (B, h, w, slots), values in 0..num_embeddings-1. The logits of a code do
-                not depend on it, nor on later ones, so a grid that is only begun may hold any
-                codes there.
-            labels: int64 (B,) in 0..num_classes-1, or num_classes for "no label"; None is "no
-                label" for all.
-            orientations: int64 (B,), in the order of `vqlib.augment.moved`; None is 0, as
-                photographed, for all.
+            codes: int64 (B, h, w, slots), values in 0..num_embeddings-1. The logits of a code
+                depend neither on this code nor on later ones. In a grid that is only partly filled,
+                the rest may hold any valid codes.
+            labels: int64 (B,), values in 0..num_classes-1, or num_classes for "no label"; None
+                means "no label" for the whole batch.
+            orientations: int64 (B,), indices of `vqlib.data.dihedral_transform`; None means 0 (as
+                photographed) for the whole batch.
 
         Returns:
             float (B, h, w, slots, num_embeddings).
 
         Raises:
-            ValueError: codes of the wrong shape or dtype, or outside 0..num_embeddings-1 (see
-                `quantizer.check_codes`).
+            ValueError: codes of the wrong shape or dtype, or outside 0..num_embeddings-1, see
+                `quantizer.check_codes`.
         """
-        return self.predict(self.embed(codes), labels, orientations)
+        return self.forward_embedded(self.embed(codes), labels, orientations)
 
     def embed(self, codes: Tensor) -> Tensor:
-        """Codes (B, h, w, slots) to float (B, slots * embedding_dim, h, w)."""
+        """Embeddings, float (B, slots * embedding_dim, h, w), of codes, int64 (B, h, w, slots)."""
         if codes.ndim != 4 or codes.shape[-1] != self.slots or codes.dtype != torch.long:
             raise ValueError(
                 f"codes must be int64 (B, h, w, {self.slots}), got {codes.dtype} "
@@ -326,46 +395,55 @@ class PixelCNN(nn.Module):
         offsets = self.num_embeddings * torch.arange(self.slots, device=codes.device)
         return self.embedding(codes + offsets).flatten(3).permute(0, 3, 1, 2)
 
-    def conditions(
+    def conditional_bias(
         self, n: int, labels: Tensor | None = None, orientations: Tensor | None = None
     ) -> Tensor:
-        """What n grids' labels and orientations add in all blocks, float (n, blocks * 2C)."""
+        """Class- and orientation-dependent bias of n grids, for all blocks: float
+        (n, blocks * 2C)."""
         if labels is None:
-            labels = torch.full((n,), self.num_classes, device=self.labels.weight.device)
-        return self.labels(labels) + self.orientations[0 if orientations is None else orientations]
+            labels = torch.full((n,), self.num_classes, device=self.label_embedding.weight.device)
+        return (
+            self.label_embedding(labels)
+            + self.orientation_embedding[0 if orientations is None else orientations]
+        )
 
-    def predict(
+    def forward_embedded(
         self, x: Tensor, labels: Tensor | None = None, orientations: Tensor | None = None
     ) -> Tensor:
-        """Embedded codes to logits; the half of `forward` through which gradients can be taken."""
-        conditions = self.conditions(len(x), labels, orientations)
-        conditions = conditions[:, :, None, None].chunk(len(self.blocks), dim=1)
-        v = self.above(rows_above(x, 3))
-        x = self.left(columns_left(x, 3)) + self.here(x)
-        for block, condition in zip(self.blocks, conditions, strict=True):
-            v, x = block(v, x, condition)
-        logits = self.head(x).unflatten(1, (self.slots, self.num_embeddings))
+        """Logits from embedded codes, float (B, slots * embedding_dim, h, w).
+
+        This is `forward` without the embedding, which is not differentiable with respect to codes;
+        `dependency_matrix` needs gradients with respect to the input.
+        """
+        biases = self.conditional_bias(len(x), labels, orientations)
+        biases = biases[:, :, None, None].chunk(len(self.blocks), dim=1)
+        v_stack = self.vertical(down_shift(x, 3))
+        h_stack = self.horizontal(right_shift(x, 3)) + self.center(x)
+        for block, bias in zip(self.blocks, biases, strict=True):
+            v_stack, h_stack = block(v_stack, h_stack, bias)
+        logits = self.head(h_stack).unflatten(1, (self.slots, self.num_embeddings))
         return logits.permute(0, 3, 4, 1, 2)
 
 
-def dependencies(outputs: Tensor, inputs: Tensor, slots: int) -> Tensor:
-    """Which outputs depend on which inputs: the proof of causality, by gradient.
+def dependency_matrix(outputs: Tensor, inputs: Tensor, slots: int) -> Tensor:
+    """Which outputs depend on which inputs: a test of causality by gradients.
 
     Args:
         outputs: float (1, h, w, slots, K), computed from `inputs`.
         inputs: float (1, slots * D, h, w), requires grad.
 
     Returns:
-        bool (h * w * slots, h * w * slots) on the CPU; row i, column j is True if the i-th output
-        has a gradient with respect to the j-th input. A causal prior has nothing on the diagonal
-        and nothing above it.
+        bool (h * w * slots, h * w * slots) on the CPU. Row i, column j is True if output i has a
+        nonzero gradient with respect to any of the D values of input j. A causal prior has no True
+        entry on or above the diagonal. The test holds for the given weights and inputs only: a
+        gradient can vanish by chance.
     """
-    # A random direction in K: the plain sum of a softmax's logits might cancel.
-    direction = torch.randn(outputs.shape[-1], device=outputs.device)
-    flat = (outputs.float() @ direction).flatten()
-    one_at_a_time = torch.eye(len(flat), device=outputs.device)
+    # A random linear combination of the K logits: gradients of their plain sum might cancel.
+    projection = torch.randn(outputs.shape[-1], device=outputs.device)
+    projected = (outputs.float() @ projection).flatten()
+    one_hot = torch.eye(len(projected), device=outputs.device)
     (gradient,) = torch.autograd.grad(
-        flat, inputs, one_at_a_time, is_grads_batched=True, retain_graph=True
+        projected, inputs, one_hot, is_grads_batched=True, retain_graph=True
     )
-    seen = gradient[:, 0].unflatten(1, (slots, -1)).ne(0).any(2)  # (i, slots, h, w)
-    return seen.permute(0, 2, 3, 1).flatten(1).cpu()
+    depends = gradient[:, 0].unflatten(1, (slots, -1)).ne(0).any(2)  # (i, slots, h, w)
+    return depends.permute(0, 2, 3, 1).flatten(1).cpu()

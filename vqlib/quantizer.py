@@ -1,15 +1,16 @@
-"""Chapter 2: vectors become codes.
+"""Vector quantization: every encoder output vector is replaced by its nearest codebook vector.
 
-A vector quantizer holds a *codebook*: K vectors of D numbers. It replaces every vector that the
-encoder produces by the nearest row of the codebook, and the row's number is the *code*. Three
-questions decide whether that works, and this chapter answers them in this order:
+`VectorQuantizer` is the bottleneck of `vqvae.VQVAE`; `codes` stores the indices that it produces,
+and `pixelcnn` models their distribution. A *codebook* holds K vectors (embeddings) of D numbers
+each. The index of the nearest one is the *code* of a vector.
 
-1. How is the nearest row found without filling the memory?        `nearest_codes`
-2. How many codes are really in use?                               `count_codes`, `perplexity`
-3. How does anything learn, when "nearest" has no gradient?        `VectorQuantizer`
+The functions come in the order of the questions that they answer: how to find the nearest vector
+in little memory (`nearest_codes`), how many codes are in use (`count_codes`, `perplexity`), and how
+to train through an argmin, which has no gradient (`VectorQuantizer`).
 
-Source: van den Oord, Vinyals and Kavukcuoglu, "Neural Discrete Representation Learning" (2017),
-arXiv:1711.00937; equation numbers below are that paper's.
+Papers: van den Oord, Vinyals and Kavukcuoglu, "Neural Discrete Representation Learning" (2017),
+arXiv:1711.00937, whose equation numbers are used below; product quantization: Jegou, Douze and
+Schmid, "Product Quantization for Nearest Neighbor Search" (2011).
 """
 
 from __future__ import annotations
@@ -20,151 +21,169 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .cache import fingerprint
+from .checkpoints import fingerprint
 
 
 @torch.no_grad()
 def nearest_codes(vectors: Tensor, codebook: Tensor, max_scores: int = 2**18) -> Tensor:
-    """Number of the nearest codebook row for every vector (eq. 1).
+    """Index of the nearest codebook vector for every input vector (eq. 1).
 
-    ||x - e||^2 = ||x||^2 - 2 (x.e - ||e||^2 / 2), and ||x||^2 is the same for every row e: the
-    nearest row is the one with the largest *score* x.e - ||e||^2 / 2. That is one matrix product.
-    It runs over a chunk of vectors at a time, so the N x K scores are never held at once: the
-    memory needed does not grow with N or K, and a chunk's scores stay in the processor's cache.
+    ||x - e||^2 = ||x||^2 - 2 (x.e - ||e||^2 / 2), and ||x||^2 is the same for every codebook
+    vector e. The nearest one therefore has the largest *score* x.e - ||e||^2 / 2, and all scores
+    are one matrix product. The product is computed for one chunk of vectors at a time, so that the
+    N x K matrix of scores never exists as a whole: the memory for scores is bounded by
+    `max_scores` (or by S * K, if that is larger), and a chunk fits into the processor's cache.
 
-    Computed in float32 even under autocast: in half precision the scores overflow, and codebook
-    vectors that are near to each other cannot be told apart.
+    The computation is in float32 even under autocast: in half precision the scores overflow, and
+    differences between near codebook vectors are rounded away.
 
     Args:
         vectors: float (S, N, D), N vectors for each of S codebooks.
         codebook: float (S, K, D).
-        max_scores: how many scores may exist at one time (2**18 float32 are 1 MB).
+        max_scores: number of scores that are held at one time (2**18 float32 values take 1 MB).
 
     Returns:
-        int64 (S, N), values in 0..K-1. The lowest number wins a tie.
+        int64 (S, N), values in 0..K-1. If several are equally near, the lowest index is returned.
     """
-    sets, count, _ = vectors.shape
-    rows = codebook.shape[1]
+    num_codebooks, num_vectors, _ = vectors.shape
+    num_embeddings = codebook.shape[1]
     half_norms = codebook.square().sum(-1).div(2).unsqueeze(1)  # (S, 1, K)
     transposed = codebook.transpose(1, 2)
-    chunk = max(1, max_scores // (sets * rows))
-    codes = torch.empty(sets, count, dtype=torch.long, device=vectors.device)
+    chunk_size = max(1, max_scores // (num_codebooks * num_embeddings))
+    codes = torch.empty(num_codebooks, num_vectors, dtype=torch.long, device=vectors.device)
     with torch.autocast(vectors.device.type, enabled=False):
-        for start in range(0, count, chunk):
-            part = vectors[:, start : start + chunk]
-            scores = torch.baddbmm(half_norms, part, transposed, beta=-1)
-            codes[:, start : start + chunk] = scores.argmax(-1)
+        for start in range(0, num_vectors, chunk_size):
+            chunk = vectors[:, start : start + chunk_size]
+            scores = torch.baddbmm(half_norms, chunk, transposed, beta=-1)
+            codes[:, start : start + chunk_size] = scores.argmax(-1)
     return codes
 
 
 def count_codes(codes: Tensor, num_embeddings: int) -> Tensor:
-    """How often each code occurs in each slot.
+    """How often each code occurs in each slot: the sum of sonnet's one-hot `encodings`.
 
     Args:
         codes: int64 (..., slots), values in 0..num_embeddings-1.
 
     Returns:
-        int64 (slots, num_embeddings). Counts of several batches may be added.
+        int64 (slots, num_embeddings). The counts of several batches may be added.
     """
     slots = codes.shape[-1]
-    numbered = codes.reshape(-1, slots) + num_embeddings * torch.arange(slots, device=codes.device)
-    counts = torch.bincount(numbered.flatten(), minlength=slots * num_embeddings)
+    offsets = num_embeddings * torch.arange(slots, device=codes.device)
+    table_indices = (codes.reshape(-1, slots) + offsets).flatten()
+    counts = _histogram(table_indices, slots * num_embeddings)
     return counts.view(slots, num_embeddings)
 
 
-def perplexity(counts: Tensor) -> Tensor:
-    """exp(entropy) of each row of counts: the number of equally likely codes that would be as hard
-    to guess. 1 means collapse to a single code, K means that all are used alike.
+def _histogram(indices: Tensor, size: int) -> Tensor:
+    """torch.bincount with a given size, for which a GPU need not wait."""
+    counts = torch.zeros(size, dtype=torch.int64, device=indices.device)
+    return counts.index_add_(0, indices, torch.ones_like(indices))
 
-    A batch of n codes cannot show a perplexity above n: judge a codebook on a whole split.
+
+def perplexity(counts: Tensor) -> Tensor:
+    """Perplexity of each distribution of counts: exp of its entropy.
+
+    It is the number of equally likely codes that would have the same entropy. The value 1 means
+    that only one code is used (codebook collapse); K means that all codes are used equally often.
+    A batch of n codes cannot have a perplexity above n, so measure a codebook on a whole split.
 
     Args:
         counts: int64 or float (..., K), not negative.
 
     Returns:
-        float32 (...), in 1..K (1 for an empty row).
+        float32 (...), in 1..K (1 if all counts are zero).
     """
     p = counts.float() / counts.sum(-1, keepdim=True).clamp_min(1)
     return torch.special.entr(p).sum(-1).exp()
 
 
 @torch.no_grad()
-def k_means(vectors: Tensor, rows: int, steps: int = 10) -> Tensor:
-    """A codebook for vectors that stand still: Lloyd's algorithm from randomly drawn vectors.
+def k_means(vectors: Tensor, num_embeddings: int, steps: int = 10) -> Tensor:
+    """Codebook for a fixed set of vectors: Lloyd's algorithm, started at randomly chosen vectors.
 
-    Every row moves to the mean of the vectors that are nearest to it; a row that nobody chooses
-    moves to a random vector. A quantizer in training does the same with running means, on vectors
-    that move.
+    In each step every codebook vector becomes the mean of the vectors that are nearest to it. A
+    codebook vector to which no vector is assigned is replaced by a random vector. During training,
+    the EMA update of `VectorQuantizer` does the same with moving averages, while the encoder, and
+    with it the vectors, changes.
 
     Args:
         vectors: float (S, N, D).
+        num_embeddings: K, codebook vectors to compute for each of the S sets.
+        steps: iterations of Lloyd's algorithm.
 
     Returns:
-        float (S, rows, D).
+        float (S, num_embeddings, D).
 
     Raises:
-        ValueError: no vectors, or some that hold NaN or infinity.
+        ValueError: there are no vectors, or a value is NaN or infinite.
     """
     if not vectors.numel():
         raise ValueError("k-means needs at least one vector for each codebook, got none")
     check_finite(vectors, "the vectors for k-means")
 
-    def drawn() -> Tensor:
-        return vectors.gather(1, _picks(vectors, rows))
+    def random_vectors() -> Tensor:
+        return vectors.gather(1, _random_indices(vectors, num_embeddings))
 
-    codebook = drawn()
+    codebook = random_vectors()
     for _ in range(steps):
         codes = nearest_codes(vectors, codebook)
-        counts = count_codes(codes.T, rows)[..., None]
-        places = codes[..., None].expand_as(vectors)
-        sums = torch.zeros_like(codebook).scatter_add_(1, places, vectors)
-        codebook = torch.where(counts > 0, sums / counts.clamp_min(1), drawn())
+        counts = count_codes(codes.T, num_embeddings)[..., None]
+        index = codes[..., None].expand_as(vectors)
+        sums = torch.zeros_like(codebook).scatter_add_(1, index, vectors)
+        codebook = torch.where(counts > 0, sums / counts.clamp_min(1), random_vectors())
     return codebook
 
 
-def _picks(vectors: Tensor, rows: int) -> Tensor:
-    """Which vectors (S, N, D) to draw at random: int64 (S, rows, D), to `gather` along N. Each
-    once, or as often as others if there are fewer than rows."""
-    sets, count, width = vectors.shape
-    shuffled = torch.rand(sets, count).argsort(1)  # on the CPU: the same draw on every device
-    picks = shuffled[:, torch.arange(rows) % count].to(vectors.device)
-    return picks[..., None].expand(-1, -1, width)
+def _random_indices(vectors: Tensor, num_embeddings: int) -> Tensor:
+    """Indices of random vectors out of (S, N, D), for `gather` along N.
+
+    The choice is without replacement. If there are fewer vectors than `num_embeddings`, the number
+    of times that each is chosen differs by at most one.
+
+    Returns:
+        int64 (S, num_embeddings, D).
+    """
+    num_codebooks, num_vectors, dim = vectors.shape
+    # On the CPU, so that every device gets the same indices.
+    shuffled = torch.rand(num_codebooks, num_vectors).argsort(1)
+    indices = shuffled[:, torch.arange(num_embeddings) % num_vectors].to(vectors.device)
+    return indices[..., None].expand(-1, -1, dim)
 
 
 def check_finite(values: Tensor, name: str) -> None:
-    """Refuse NaN and infinity: the nearest code to such a vector is a code like any other.
+    """Raise an error for NaN and infinity, because the code of such a vector looks like any other.
 
-    On a GPU the answer has to be waited for, so this has no place in a training step.
+    On a GPU this waits for the result, so it must not be called in a training step.
 
     Raises:
-        ValueError: a value is not finite; names `name`.
+        ValueError: a value is not finite; the message contains `name`.
     """
     if not values.isfinite().all():
         raise ValueError(
-            f"{name} must be finite, got NaN or infinity: look for it in the input, and in the "
-            "weights that were loaded"
+            f"{name} must be finite, got NaN or infinity: check the input and the loaded weights"
         )
 
 
 def check_codes(codes: Tensor, num_embeddings: int) -> None:
-    """Refuse codes outside 0..num_embeddings-1. In a table that holds the embeddings of all slots,
-    one behind the other, they would stand for an embedding of another slot.
+    """Raise an error for codes outside 0..num_embeddings-1. All slots share one embedding table, so
+    such a code would select an embedding of another slot.
 
     Raises:
-        ValueError: there is such a code. On a GPU it stops the device instead (a device-side
-            assert): to read the answer would make each training step wait.
+        ValueError: a code is out of range. On a GPU a device-side assert is used instead, because
+            reading the result would delay every training step.
     """
-    legal = ((codes >= 0) & (codes < num_embeddings)).all()
+    in_range = ((codes >= 0) & (codes < num_embeddings)).all()
     if codes.is_cuda:
-        torch._assert_async(legal, f"codes must lie in 0..{num_embeddings - 1}")
-    elif not legal:
+        torch._assert_async(in_range, f"codes must lie in 0..{num_embeddings - 1}")
+    elif not in_range:
         raise ValueError(
             f"codes must lie in 0..{num_embeddings - 1}, got {int(codes.min())}..{int(codes.max())}"
         )
 
 
 def codebook_fingerprint(codebook: Tensor) -> str:
-    """16 hex digits by which to know a codebook, the same for float32 and rounded to float16.
+    """Fingerprint of a codebook, 16 hex digits; the same in float32 and rounded to float16.
 
     Args:
         codebook: float (S, K, D).
@@ -172,46 +191,54 @@ def codebook_fingerprint(codebook: Tensor) -> str:
     return fingerprint(codebook.detach().half())
 
 
-class Quantized(NamedTuple):
-    """What the quantizer returns."""
+class QuantizerOutput(NamedTuple):
+    """Output of `VectorQuantizer.forward`."""
 
-    vectors: Tensor  # (B, C, H, W): codebook rows forwards, the identity backwards
-    codes: Tensor  # int64 (B, H, W, slots)
-    loss: Tensor  # scalar: commitment (and codebook) loss
+    quantized: Tensor  # (B, C, H, W): codebook vectors; the gradient passes straight through
+    encoding_indices: Tensor  # int64 (B, H, W, slots): the codes
+    loss: Tensor  # scalar: commitment loss, plus the codebook loss if ema_decay is None
     perplexity: Tensor  # scalar, of this batch: geometric mean over the slots
 
 
 class VectorQuantizer(nn.Module):
-    """Nearest-neighbour quantizer with a straight-through gradient.
+    """Nearest-neighbour quantizer with the straight-through gradient estimator.
 
-    A position's C = slots x embedding_dim channels are cut into `slots` vectors: with the report's
-    256 channels and 64-dimensional codes, four codes a position.
+    The quantizer splits each feature of C = slots x embedding_dim channels into `slots` sub-vectors
+    and quantizes each of them separately (product quantization). We call the sub-vectors *slots*.
+    With the report's 256 channels and 64-dimensional codebook vectors there are four slots, and so
+    four codes, at each position.
 
-    Three things learn:
-    - the *decoder* as usual, from the reconstruction loss;
-    - the *encoder* from the same loss: the gradient at the quantizer's output is copied to its
-      input as if nothing had happened between (straight-through), plus the commitment loss
-      `commitment_cost * ||z - sg[e]||^2`, which keeps it near the rows it has chosen (eq. 3);
-    - the *codebook* in one of two ways. With `ema_decay` each row is the running mean of the
-      vectors that chose it (appendix A.1). With `ema_decay=None` it is an ordinary parameter that
-      the codebook loss `||sg[z] - e||^2` pulls towards them.
+    How the parts of a VQ-VAE are trained (eq. 3; sg is the stop-gradient, here `detach`):
+    - The *decoder* is trained by the reconstruction loss.
+    - The *encoder* is trained by the reconstruction loss and by the commitment loss. The
+      straight-through estimator copies the gradient at the quantizer's output to its input. The
+      commitment loss `commitment_cost * mean((z - sg[e])^2)` keeps the encoder's output z near the
+      codebook vectors e that it was assigned to.
+    - The *codebook* is trained in one of two ways. With `ema_decay`, each codebook vector is an
+      exponential moving average (EMA) of the vectors that were assigned to it (appendix A.1). With
+      `ema_decay=None` it is an ordinary parameter, which the codebook loss `mean((sg[z] - e)^2)`
+      moves towards these vectors.
 
-    Two cures against codes that nobody chooses:
-    - `data_init`: the first training batch supplies the rows, so all start where the data is;
-    - `restart_after`: a code not chosen for this many batches is moved onto a vector of the
-      current batch.
+    The means are over elements, as in sonnet; eq. 3 has squared norms, which are `embedding_dim`
+    times larger for each vector.
+
+    Two measures prevent unused codes (codebook collapse):
+    - `data_init`: the codebook is initialized with vectors of the first training batch.
+    - `restart_after`: a code that has not been used for this many batches is replaced by a random
+      vector of the current batch.
 
     Args:
-        num_embeddings: K, rows of a codebook.
-        embedding_dim: D, length of a row.
-        commitment_cost: weight of the commitment loss; the paper's and the report's is 0.25.
-        ema_decay: decay of the running means, or None for a codebook that learns by gradient.
-        codebooks: 1 shared by all slots, or one for each slot.
-        data_init: start the codebook from the first training batch.
-        restart_after: batches of idleness after which a code is moved, or None for never.
+        num_embeddings: K, number of vectors in a codebook.
+        embedding_dim: D, dimension of a codebook vector.
+        commitment_cost: weight of the commitment loss; the paper and the report use 0.25.
+        ema_decay: decay of the EMA, or None for a codebook that is trained by gradient descent.
+        codebooks: 1 codebook shared by all slots, or one for each slot.
+        data_init: initialize the codebook with the first training batch.
+        restart_after: number of batches after which an unused code is replaced; None: never.
 
-    The EMA accumulator is a Parameter without gradient, as in the best-known PyTorch version,
-    because the report counts it among its 3,545,155 parameters. A buffer would do as well.
+    The EMA accumulator is a Parameter without gradient, as in the most widely used PyTorch
+    implementation, because the report counts it among its 3,545,155 parameters. A buffer would
+    work as well.
     """
 
     def __init__(
@@ -229,48 +256,68 @@ class VectorQuantizer(nn.Module):
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
         self.commitment_cost, self.ema_decay = commitment_cost, ema_decay
         self.codebooks, self.restart_after = codebooks, restart_after
-        rows = torch.randn(codebooks, num_embeddings, embedding_dim)
-        self.codebook = nn.Parameter(rows, requires_grad=ema_decay is None)
+        embeddings = torch.randn(codebooks, num_embeddings, embedding_dim)
+        self.codebook = nn.Parameter(embeddings, requires_grad=ema_decay is None)
         if ema_decay is not None:
-            # Counts start at 1 and sums at the rows themselves, so a row that nobody chooses stays
-            # where it is. Starting the counts at 0 divides it by almost nothing: it flies off.
-            self.ema_sum = nn.Parameter(rows.clone(), requires_grad=False)
-            self.register_buffer("ema_count", torch.ones(codebooks, num_embeddings))
-        self.register_buffer("idle", torch.zeros(codebooks, num_embeddings, dtype=torch.long))
+            # Cluster sizes start at 1 and sums at the codebook vectors, so that a codebook vector
+            # without assigned vectors keeps its value. With cluster sizes that start at 0 it would
+            # be divided by almost zero and diverge.
+            self.ema_sum = nn.Parameter(embeddings.clone(), requires_grad=False)
+            self.register_buffer("ema_cluster_size", torch.ones(codebooks, num_embeddings))
+        self.register_buffer(
+            "steps_unused", torch.zeros(codebooks, num_embeddings, dtype=torch.long)
+        )
         self.register_buffer("initialized", torch.tensor(not data_init))
+        self._initialized = False  # what is known of the buffer, see `_is_initialized`
 
-    def forward(self, z: Tensor) -> Quantized:
+    def forward(self, z: Tensor) -> QuantizerOutput:
         """Quantize a feature map.
 
         Args:
-            z: float (B, slots * embedding_dim, H, W). Quantized in float32, even under autocast.
+            z: float (B, slots * embedding_dim, H, W). It is quantized in float32, even under
+                autocast.
 
         Raises:
-            ValueError: the channels can't be cut into whole vectors, or the number of codebooks is
-                neither 1 nor the number of slots; or the batch that the codebook would start from
-                holds NaN or infinity.
+            ValueError: the number of channels is not a multiple of embedding_dim; the number of
+                codebooks is neither 1 nor the number of slots; or the batch that initializes the
+                codebook contains NaN or infinity.
         """
         z = z.float()
-        latents = self._to_vectors(z)
-        if self.training and not self.initialized:
-            check_finite(latents, "the features that the codebook starts from")
-            self._move(torch.ones_like(self.idle, dtype=torch.bool), latents.detach())
+        flat_inputs = self._flatten(z)  # (codebooks, N, D)
+        if self.training and not self._is_initialized():
+            check_finite(flat_inputs, "the features that initialize the codebook")
+            self._reset_codes(torch.ones_like(self.steps_unused, dtype=torch.bool), flat_inputs)
             self.initialized.fill_(True)
-        found = nearest_codes(latents, self.codebook)
-        codes = self._to_map(found, z.shape)
-        quantized = self.lookup(codes)
+            self._initialized = True
 
-        loss = self.commitment_cost * F.mse_loss(z, quantized.detach())
+        flat_indices = nearest_codes(flat_inputs, self.codebook)
+        encoding_indices = self._unflatten_indices(flat_indices, z.shape)  # (B, H, W, slots)
+        quantized = self.quantize(encoding_indices)  # like z
+
+        commitment_loss = F.mse_loss(z, quantized.detach())
+        loss = self.commitment_cost * commitment_loss
         if self.ema_decay is None:
-            loss = loss + F.mse_loss(quantized, z.detach())
-        counts = count_codes(codes, self.num_embeddings)
+            codebook_loss = F.mse_loss(quantized, z.detach())
+            loss = loss + codebook_loss
         if self.training:
-            self._learn(latents.detach(), found)
-        vectors = self.straight_through(z, quantized)
-        return Quantized(vectors, codes, loss, perplexity(counts).log().mean().exp())
+            self._update_codebook(flat_inputs, flat_indices)
+
+        quantized = self.straight_through(z, quantized)
+        slot_perplexities = perplexity(count_codes(encoding_indices, self.num_embeddings))
+        return QuantizerOutput(
+            quantized, encoding_indices, loss, slot_perplexities.log().mean().exp()
+        )
+
+    def _is_initialized(self) -> bool:
+        """Reads the buffer until it is true, and never again: a GPU would wait each time."""
+        self._initialized = self._initialized or bool(self.initialized)
+        return self._initialized
 
     def straight_through(self, z: Tensor, quantized: Tensor) -> Tensor:
-        """Forwards the codebook rows; backwards, their gradient arrives at z unchanged.
+        """Straight-through estimator.
+
+        In the forward pass the result equals `quantized`. In the backward pass the detached term
+        has zero gradient, so the gradient of the result reaches z unchanged.
 
         Args:
             z, quantized: float32 (B, slots * embedding_dim, H, W).
@@ -278,105 +325,114 @@ class VectorQuantizer(nn.Module):
         return z + (quantized - z).detach()
 
     @torch.no_grad()
-    def start_from(self, z: Tensor) -> None:
-        """Start the codebooks with k-means over many latents, float (B, slots * D, H, W).
+    def initialize_with_k_means(self, z: Tensor) -> None:
+        """Initialize the codebooks by k-means on encoder outputs, float (B, slots * D, H, W).
 
         Raises:
-            ValueError: the latents hold NaN or infinity.
+            ValueError: the outputs contain NaN or infinity.
         """
-        rows = k_means(self._to_vectors(z.float()), self.num_embeddings)
-        self.codebook.copy_(rows)
+        embeddings = k_means(self._flatten(z.float()), self.num_embeddings)
+        self.codebook.copy_(embeddings)
         if self.ema_decay is not None:
-            self.ema_sum.copy_(rows)
-            self.ema_count.fill_(1.0)
+            self.ema_sum.copy_(embeddings)
+            self.ema_cluster_size.fill_(1.0)
         self.initialized.fill_(True)
 
     def encode(self, z: Tensor) -> Tensor:
-        """Feature map, float (B, slots * embedding_dim, H, W), to codes, int64 (B, H, W, slots).
-        Learns nothing, in train() either; the codes are those of `forward`.
+        """Codes int64 (B, H, W, slots) of a feature map, float (B, slots * embedding_dim, H, W).
+
+        The codes are those of `forward`; the codebook is not updated, even in train() mode.
 
         Raises:
-            ValueError: NaN or infinity in the features or in the codebook, or channels as in
-                `forward`.
+            ValueError: the features or the codebook contain NaN or infinity, or the number of
+                channels is wrong, see `forward`.
         """
         check_finite(z, "the features to be encoded")
         check_finite(self.codebook, "the codebook")
-        return self._to_map(nearest_codes(self._to_vectors(z.float()), self.codebook), z.shape)
+        flat_indices = nearest_codes(self._flatten(z.float()), self.codebook)
+        return self._unflatten_indices(flat_indices, z.shape)
 
-    def lookup(self, codes: Tensor) -> Tensor:
-        """Codes back to vectors.
+    def quantize(self, encoding_indices: Tensor) -> Tensor:
+        """Codebook vectors of the given codes.
 
         Args:
-            codes: int64 (B, H, W, slots), values in 0..num_embeddings-1.
+            encoding_indices: int64 (B, H, W, slots), values in 0..num_embeddings-1.
 
         Returns:
             float32 (B, slots * embedding_dim, H, W).
 
         Raises:
-            ValueError: a code outside 0..num_embeddings-1 (see `check_codes`).
+            ValueError: a code is outside 0..num_embeddings-1, see `check_codes`.
         """
-        check_codes(codes, self.num_embeddings)
+        check_codes(encoding_indices, self.num_embeddings)
         if self.codebooks > 1:
-            codes = codes + self.num_embeddings * torch.arange(self.codebooks, device=codes.device)
-        rows = F.embedding(codes, self.codebook.flatten(0, 1))  # (B, H, W, slots, D)
-        return rows.flatten(3).permute(0, 3, 1, 2)
+            slots = torch.arange(self.codebooks, device=encoding_indices.device)
+            encoding_indices = encoding_indices + self.num_embeddings * slots
+        embeddings = F.embedding(encoding_indices, self.codebook.flatten(0, 1))
+        return embeddings.flatten(3).permute(0, 3, 1, 2)  # from (B, H, W, slots, D)
 
-    def _to_vectors(self, z: Tensor) -> Tensor:
-        """(B, slots * D, H, W) -> (codebooks, N, D). Without the permute, a "vector" would be 64
-        neighbouring pixels of one channel: a code without a place (notebook 03 shows it)."""
+    def _flatten(self, z: Tensor) -> Tensor:
+        """Reshape (B, slots * D, H, W) to (codebooks, N, D).
+
+        Without the permute, a "vector" would be 64 neighbouring pixels of one channel, and its code
+        would not belong to a position of the grid (notebook 03 shows this).
+        """
         batch, channels, height, width = z.shape
-        slots, rest = divmod(channels, self.embedding_dim)
-        if rest or self.codebooks not in (1, slots):
+        slots, remainder = divmod(channels, self.embedding_dim)
+        if remainder or self.codebooks not in (1, slots):
             raise ValueError(
                 f"{channels} channels do not divide into vectors of {self.embedding_dim} for "
-                f"{self.codebooks} codebook(s): give slots * embedding_dim channels, and one "
-                "codebook for all slots or one for each"
+                f"{self.codebooks} codebook(s): expected slots * embedding_dim channels, and "
+                "either one codebook for all slots or one codebook per slot"
             )
         vectors = z.permute(0, 2, 3, 1).reshape(batch * height * width, slots, self.embedding_dim)
         if self.codebooks == 1:
             return vectors.reshape(1, -1, self.embedding_dim)
         return vectors.transpose(0, 1).contiguous()
 
-    def _to_map(self, found: Tensor, shape: torch.Size) -> Tensor:
-        """(codebooks, N) -> (B, H, W, slots), the inverse of `_to_vectors` for codes."""
+    def _unflatten_indices(self, flat_indices: Tensor, shape: torch.Size) -> Tensor:
+        """Reshape (codebooks, N) to (B, H, W, slots): the inverse of `_flatten`, for indices."""
         batch, _, height, width = shape
-        found = found.flatten() if self.codebooks == 1 else found.T
-        return found.reshape(batch, height, width, -1)
+        flat_indices = flat_indices.flatten() if self.codebooks == 1 else flat_indices.T
+        return flat_indices.reshape(batch, height, width, -1)
 
     @torch.no_grad()
-    def _learn(self, vectors: Tensor, found: Tensor) -> None:
-        """Update the running means, then move the codes that have been idle for too long."""
-        offsets = self.num_embeddings * torch.arange(self.codebooks, device=found.device)
-        numbered = (found + offsets[:, None]).flatten()
-        count = torch.bincount(numbered, minlength=self.idle.numel()).view_as(self.idle)
+    def _update_codebook(self, flat_inputs: Tensor, flat_indices: Tensor) -> None:
+        """Update the codebook by its EMA, then replace the codes that were unused for too long."""
+        offsets = self.num_embeddings * torch.arange(self.codebooks, device=flat_indices.device)
+        table_indices = (flat_indices + offsets[:, None]).flatten()
+        cluster_size = _histogram(table_indices, self.steps_unused.numel())
+        cluster_size = cluster_size.view_as(self.steps_unused)
         if self.ema_decay is not None:
-            total = torch.zeros_like(self.codebook).flatten(0, 1)
-            total.index_add_(0, numbered, vectors.flatten(0, 1))
-            self.ema_count.lerp_(count.float(), 1 - self.ema_decay)
-            self.ema_sum.lerp_(total.view_as(self.ema_sum), 1 - self.ema_decay)
-            # A code long unused fades to 0 / 0: leave its row alone before that.
-            mean = self.ema_sum / self.ema_count.clamp_min(1e-5)[..., None]
-            alive = (self.ema_count > 1e-5)[..., None]
-            self.codebook.copy_(torch.where(alive, mean, self.codebook))
-        self.idle.add_(1).masked_fill_(count > 0, 0)
+            vector_sums = torch.zeros_like(self.codebook).flatten(0, 1)
+            vector_sums.index_add_(0, table_indices, flat_inputs.flatten(0, 1))
+            self.ema_cluster_size.lerp_(cluster_size.float(), 1 - self.ema_decay)
+            self.ema_sum.lerp_(vector_sums.view_as(self.ema_sum), 1 - self.ema_decay)
+            # For a code that is unused for long, sum and cluster size both decay to 0. Keep its
+            # codebook vector instead of dividing 0 by 0.
+            mean = self.ema_sum / self.ema_cluster_size.clamp_min(1e-5)[..., None]
+            is_used = (self.ema_cluster_size > 1e-5)[..., None]
+            self.codebook.copy_(torch.where(is_used, mean, self.codebook))
+        self.steps_unused.add_(1).masked_fill_(cluster_size > 0, 0)
         if self.restart_after is not None:
-            dead = self.idle >= self.restart_after
-            if dead.any():
-                self._move(dead, vectors)
+            expired = self.steps_unused >= self.restart_after
+            if expired.is_cuda or expired.any():  # to ask a GPU takes longer than to replace none
+                self._reset_codes(expired, flat_inputs)
 
     @torch.no_grad()
-    def _move(self, which: Tensor, vectors: Tensor) -> None:
-        """Put the codes marked in `which` (codebooks, K) onto vectors drawn from the batch."""
-        fresh = vectors.gather(1, _picks(vectors, self.num_embeddings))
-        self.codebook.copy_(torch.where(which[..., None], fresh, self.codebook))
-        self.idle.masked_fill_(which, 0)
+    def _reset_codes(self, which: Tensor, flat_inputs: Tensor) -> None:
+        """Replace the codes selected by the mask `which` (codebooks, K) by vectors of the batch."""
+        new_vectors = flat_inputs.gather(1, _random_indices(flat_inputs, self.num_embeddings))
+        self.codebook.copy_(torch.where(which[..., None], new_vectors, self.codebook))
+        self.steps_unused.masked_fill_(which, 0)
         if self.ema_decay is not None:
-            self.ema_count.masked_fill_(which, 1.0)
-            self.ema_sum.copy_(torch.where(which[..., None], fresh, self.ema_sum))
+            self.ema_cluster_size.masked_fill_(which, 1.0)
+            self.ema_sum.copy_(torch.where(which[..., None], new_vectors, self.ema_sum))
 
     def extra_repr(self) -> str:
-        rule = "gradient" if self.ema_decay is None else f"EMA {self.ema_decay}"
+        rule = "trained by gradient" if self.ema_decay is None else f"EMA decay {self.ema_decay}"
         return (
             f"{self.codebooks} codebook(s) of {self.num_embeddings} x {self.embedding_dim}, "
-            f"commitment {self.commitment_cost}, {rule}, restart after {self.restart_after}"
+            f"{rule}, commitment cost {self.commitment_cost}, "
+            f"restart after {self.restart_after} batches"
         )

@@ -1,27 +1,32 @@
-"""Chapter 6: drawing new codes, one after another.
+"""Ancestral sampling from the prior: new grids of codes, one code after another.
 
-The prior gives p(code_i | earlier codes). Draw the first code from p(code_1), put it into the grid,
-draw the second given the first, and so on: 256 draws make an image's codes. Nothing may be drawn
-at once or "independently", and nothing is rounded: a code is a name, not a quantity.
+The prior gives p(code_i | earlier codes). The first code is sampled from p(code_1) and written into
+the grid, the second is sampled given the first, and so on: 256 steps give the codes of an image,
+which `VQVAE.decode` turns into pixels. The naive method runs the full prior for each of the 256
+codes and uses 1/256 of its output. But the activations at a position depend on earlier codes only,
+so they do not change any more once these are sampled. `CachedPixelCNN` stores them (as the
+key-value cache of a transformer does): sampling a grid then costs about as many operations as one
+forward pass and gives the same codes. `complete` samples the missing codes of a partly given grid.
 
-The plain way runs the whole prior for each of the 256 codes and throws 255/256 of the work away.
-`CachedPixelCNN`, in `cached.py`, computes every position once and remembers it; the codes are the
-same.
+Papers: van den Oord et al. (2016), arXiv:1601.06759; caching: Ramachandran et al. (2017),
+arXiv:1704.06001; top-p: Holtzman et al. (2019), arXiv:1904.09751; classifier-free guidance: Ho and
+Salimans (2022), arXiv:2207.12598.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .cached import CachedPixelCNN
 from .metrics import code_bits
 from .pixelcnn import PixelCNN
-from .vqvae import evaluating
+from .vqvae import eval_mode
 
 
 def filter_logits(
@@ -30,58 +35,64 @@ def filter_logits(
     top_k: int | None = None,
     top_p: float | None = None,
 ) -> Tensor:
-    """Reshape a distribution before drawing from it.
+    """Change a categorical distribution before sampling from it.
 
     Args:
         logits: float (..., K), finite.
-        temperature: below 1 sharpens, above 1 flattens; logits are divided by it.
-        top_k: keep only the k likeliest codes (all that tie with the k-th).
-        top_p: keep the smallest set of likeliest codes whose probability reaches p (nucleus
-            sampling, Holtzman et al. 2019, arXiv:1904.09751).
+        temperature: divisor of the logits; below 1 sharpens the distribution, above 1 flattens it.
+        top_k: keep only the k most probable codes (and all that tie with the k-th).
+        top_p: keep the smallest set of most probable codes whose total probability is at least p
+            (nucleus sampling, Holtzman et al. 2019, arXiv:1904.09751).
 
     Returns:
-        float (..., K); codes that are out have -inf.
+        float (..., K); the logits of excluded codes are -inf.
 
     Raises:
-        ValueError: temperature not above 0 or infinite, top_k below 1, top_p not in (0, 1].
+        ValueError: temperature is not finite and above 0, top_k is below 1, or top_p is not in
+            (0, 1].
     """
     if temperature != 1:
-        tiny = torch.finfo(logits.dtype).tiny  # division may take anything smaller for 0
+        tiny = torch.finfo(logits.dtype).tiny  # smaller divisors may be treated as 0
         if not tiny <= temperature < math.inf:
             raise ValueError(f"temperature must be finite and above 0, got {temperature}")
-        # The largest becomes 0: it would overflow at a low temperature.
+        # Subtract the maximum, which would overflow at a low temperature.
         logits = (logits - logits.amax(-1, keepdim=True)) / temperature
     if top_k is not None:
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1, got {top_k}")
-        least = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[..., -1:]
-        logits = logits.masked_fill(logits < least, -torch.inf)
+        threshold = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < threshold, -torch.inf)
     if top_p is not None:
         if not 0 < top_p <= 1:
             raise ValueError(f"top_p must lie in (0, 1], got {top_p}")
     if top_p is not None and top_p < 1:
         ordered, order = logits.sort(dim=-1, descending=True)
         p = ordered.softmax(-1)
-        out = p.cumsum(-1) - p >= top_p  # what stands before it is enough already
-        logits = logits.masked_fill(out.gather(-1, order.argsort(-1)), -torch.inf)
+        excluded = p.cumsum(-1) - p >= top_p  # the codes before it already reach top_p
+        logits = logits.masked_fill(excluded.gather(-1, order.argsort(-1)), -torch.inf)
     return logits
 
 
-def draw(p: Tensor, points: Tensor) -> Tensor:
-    """One code from each distribution: float (..., K), sums to 1, to int64 (...).
+def sample_categorical(p: Tensor, uniforms: Tensor) -> Tensor:
+    """Sample one code from each categorical distribution, by inverting the cumulative distribution.
 
-    The codes lie side by side on a line of length 1, each as long as it is likely; a point drawn
-    evenly from that line falls into code k with probability p_k. `torch.multinomial` does the same
-    with a random number for each of the K codes, instead of one.
+    The cumulative sums of p divide [0, 1] into K intervals, and interval k has length p_k. A
+    uniform random number falls into interval k with probability p_k. `torch.multinomial` needs K
+    random numbers for each sample, this function one.
 
     Args:
-        p: finite; nothing is checked, as this is called for every code.
-        points: float (...), in [0, 1), as `torch.rand` gives them.
+        p: float (..., K), finite, sums to 1 over the last dimension. This is not checked, because
+            the function is called for every code.
+        uniforms: float (...), in [0, 1), as `torch.rand` returns them.
+
+    Returns:
+        int64 (...), values in 0..K-1.
     """
-    ends = p.cumsum(-1)
-    # A point below 1, times the sum as rounded, stays below that sum: no code without p is drawn.
-    points = points.unsqueeze(-1) * ends.narrow(-1, -1, 1)
-    return torch.searchsorted(ends, points, right=True).squeeze(-1)
+    cumulative = p.cumsum(-1)
+    # Scaling by the rounded total keeps every number below it, so that a code of probability 0 is
+    # never sampled.
+    uniforms = uniforms.unsqueeze(-1) * cumulative.narrow(-1, -1, 1)
+    return torch.searchsorted(cumulative, uniforms, right=True).squeeze(-1)
 
 
 def sample(
@@ -100,80 +111,86 @@ def sample(
     grid: tuple[int, int] = (8, 8),
     progress: bool = False,
 ) -> Tensor:
-    """Draw n grids of codes from a prior.
+    """Sample n grids of codes from a prior.
 
     Args:
-        prior: used in eval(), and left in the mode it was in.
-        n: how many.
-        labels: one class for all, or int64 (n,); None draws without a class.
+        prior: used in eval() mode, and returned to the mode it was in. Orientation 0 (as
+            photographed) is used.
+        n: number of grids.
+        labels: one class for all grids, or int64 (n,); None samples unconditionally.
         temperature, top_k, top_p: see `filter_logits`.
-        given: int64 (n, h, w, slots), codes to start from; needs `keep`. Where `keep` is False it
-            may hold anything.
-        keep: bool (h, w), True where `given` stays. Codes are drawn in raster order and cannot see
-            kept ones that come later.
-        generator: of the prior's device; makes the draw repeatable.
-        method: "naive" runs the whole prior once for every single code; "cached" computes each
-            position once. Both draw the same codes.
-        guidance: w above 0 goes w times further than the class asks for, away from what the prior
-            would say without it: its logits and 1 + w times the difference. Needs labels
-            (classifier-free guidance, Ho and Salimans 2022, arXiv:2207.12598, equation 6).
-        grid: (h, w) when nothing is given; 8 x 8 is a 256-pixel image.
-        progress: show a bar.
+        given: int64 (n, h, w, slots), codes that are partly kept; needs `keep`. Where `keep` is
+            False, it may hold any values.
+        keep: bool (h, w), True at positions where the codes of `given` stay. Codes are sampled in
+            raster order, so a sampled code does not depend on kept codes that come later; see
+            `complete`.
+        generator: random generator on any device, for reproducible samples.
+        method: "naive" runs the full prior once for each code; "cached" computes each position
+            once. Both give the same codes (up to ties within rounding errors).
+        guidance: weight w of classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598,
+            equation 6): the logits become (1 + w) * conditional - w * unconditional. 0 samples from
+            the conditional distribution; larger values give more typical examples of the class.
+            Needs labels.
+        grid: (h, w) if `given` is None; 8 x 8 gives images of 256 x 256 pixels.
+        progress: show a progress bar.
 
     Returns:
         int64 (n, h, w, slots).
 
     Raises:
-        ValueError: arguments of the wrong shape, dtype or range, an unknown method, a label or a
-            kept code that does not exist, guidance without labels, weights of the prior that are
-            not finite.
+        ValueError: an argument has the wrong shape, dtype or range, the method is unknown, a label
+            or a kept code does not exist, guidance is used without labels, or weights of the prior
+            are not finite.
     """
     if method not in ("naive", "cached"):
         raise ValueError(f'method must be "naive" or "cached", got {method!r}')
     if not 0 <= guidance < math.inf:
         raise ValueError(f"guidance must be finite and at least 0, got {guidance}")
-    with evaluating(prior) as device:
-        # Sums, as these are NaN or infinite too, and quicker than a look at each weight.
+    with eval_mode(prior) as device:
+        # Checks sums, which are NaN or infinite if a weight is, because this is faster.
         if not torch.stack([weight.sum() for weight in prior.parameters()]).isfinite().all():
             raise ValueError(
-                "the prior's weights hold NaN or infinity: load another file of weights, or train "
-                "again with a lower learning rate"
+                "the prior's weights contain NaN or infinity: load another file, or train again "
+                "with a lower learning rate"
             )
-        codes, kept = _start(prior, n, given, keep, grid, device)
-        fixed, to_draw = kept.tolist(), prior.slots * int((~kept).sum())
-        evenly = {"dtype": prior.head.weight.dtype, "device": device, "generator": generator}
-        points = iter(torch.rand(to_draw, n, **evenly).unbind())
-        labels = _told(prior, n, labels, device)
+        codes, keep_mask = _initial_grid(prior, n, given, keep, grid, device)
+        is_kept, num_to_sample = keep_mask.tolist(), prior.slots * int((~keep_mask).sum())
+        source = device if generator is None else generator.device
+        options = {"dtype": prior.head.weight.dtype, "device": source, "generator": generator}
+        uniforms = iter(torch.rand(num_to_sample, n, **options).to(device).unbind())
+        labels = _check_labels(prior, n, labels, device)
         if guidance:
             if labels is None:
-                raise ValueError("guidance leads towards a class, and needs labels")
+                raise ValueError(
+                    "guidance compares conditional and unconditional logits, so it needs labels"
+                )
             labels = torch.cat([labels, torch.full_like(labels, prior.num_classes)])
-            codes = torch.cat([codes, codes])  # the same grids, told the class and not told it
-        # Views of all codes, in the order of drawing: what is written there must reach `codes`.
-        cells = iter(codes.view(len(codes), -1).unbind(1))
+            codes = torch.cat([codes, codes])  # each grid with its class and with "no label"
+        # Views of all codes, in sampling order: writing to a view must change `codes`.
+        code_views = iter(codes.view(len(codes), -1).unbind(1))
         cache = CachedPixelCNN(prior, codes.shape, labels) if method == "cached" else None
         rows, columns = map(range, codes.shape[1:3])
-        places = [(row, column) for row in rows for column in columns]
-        for row, column in tqdm(places, "sampling", leave=False, disable=not progress):
+        positions = [(row, column) for row in rows for column in columns]
+        for row, column in tqdm(positions, "sampling", leave=False, disable=not progress):
             if cache is not None:
-                cache.move_to(row, column)
+                cache.start_position(row, column)
             for slot in range(prior.slots):
-                cell = next(cells)
+                code_view = next(code_views)
                 if cache is not None:
-                    cache.advance(slot)
-                if not fixed[row][column]:
+                    cache.compute_slot(slot)
+                if not is_kept[row][column]:
                     if cache is not None:
                         logits = cache.logits(slot)
                     else:
                         logits = prior(codes, labels)[:, row, column, slot]
                     if guidance:
-                        told, untold = logits.chunk(2)
-                        logits = untold + (1 + guidance) * (told - untold)
+                        conditional, unconditional = logits.chunk(2)
+                        logits = unconditional + (1 + guidance) * (conditional - unconditional)
                     p = filter_logits(logits, temperature, top_k, top_p).softmax(-1)
-                    drawn = draw(p, next(points))
-                    cell.copy_(torch.cat([drawn, drawn]) if guidance else drawn)
+                    sampled = sample_categorical(p, next(uniforms))
+                    code_view.copy_(torch.cat([sampled, sampled]) if guidance else sampled)
                 if cache is not None:
-                    cache.put(slot, cell)
+                    cache.set_code(slot, code_view)
     return codes[:n].clone()
 
 
@@ -186,44 +203,49 @@ def complete(
     generator: torch.Generator | None = None,
     **options: Any,
 ) -> Tensor:
-    """Fill a grid so that what is drawn fits what is kept, wherever that stands.
+    """Sample the missing codes of a grid given all kept codes, also those that come later.
 
-    `sample` draws each code given the earlier ones: it can't see kept codes that come later. Here
-    it draws many candidates; each is weighted by the likelihood of the kept codes in its company,
-    and one of them is drawn by these weights (sampling, importance, resampling: Rubin 1988). With
-    ever more candidates that is a draw from the prior given all that is kept; options that draw
-    from anything but the prior itself (temperature, top-k, top-p, guidance) make it a compromise.
-    Where nothing that is kept comes later, all weights are equal and one candidate does.
+    `sample` conditions each code on earlier ones only. This function samples many candidates with
+    it, weights each candidate by the likelihood of the kept codes given the sampled ones, and
+    samples one candidate with these weights (sampling-importance-resampling, Rubin 1988). As the
+    number of candidates grows, the result approaches a sample from the prior's conditional
+    distribution given the kept codes. With options that change the distribution (temperature,
+    top_k, top_p, guidance) it is only an approximation. If no kept code comes after a sampled one,
+    all weights are equal, and one candidate is enough.
 
     Args:
+        prior: see `sample`.
         given, keep: see `sample`; int64 (n, h, w, slots) and bool (h, w).
-        candidates: for each of the n.
-        labels: one class for all, or int64 (n,), or None.
-        options: for `sample`.
+        candidates: number of candidates for each of the n grids.
+        labels: one class for all grids, or int64 (n,), or None.
+        generator: see `sample`.
+        options: further options of `sample`.
 
     Returns:
         int64 (n, h, w, slots).
 
     Raises:
-        ValueError: as `sample`; candidates below 1.
+        ValueError: see `sample`, or `candidates` is below 1.
     """
     n = len(given)
     if min(n, candidates) < 1:
-        raise ValueError(f"needs at least one grid and one candidate, got {n} and {candidates}")
-    labels = _told(prior, n, labels, given.device)
+        raise ValueError(f"expected at least 1 grid and 1 candidate, got {n} and {candidates}")
+    labels = _check_labels(prior, n, labels, given.device)
     if labels is not None:
         labels = labels.repeat_interleave(candidates)
-    many = given.repeat_interleave(candidates, 0)
-    drawn = sample(prior, len(many), labels, given=many, keep=keep, generator=generator, **options)
-    bits = code_bits(prior, drawn, labels)[:, keep.cpu()].flatten(1).sum(1)
+    repeated = given.repeat_interleave(candidates, 0)
+    sampled = sample(
+        prior, len(repeated), labels, given=repeated, keep=keep, generator=generator, **options
+    )
+    bits = code_bits(prior, sampled, labels)[:, keep.cpu()].flatten(1).sum(1)
     weights = (-bits.double() * math.log(2)).view(n, candidates).softmax(1)
-    # Drawn where the generator is; MPS has no float64.
-    points = torch.rand(n, device=drawn.device, generator=generator).cpu().double()
-    chosen = torch.arange(n) * candidates + draw(weights, points)
-    return drawn[chosen.to(drawn.device)]
+    source = sampled.device if generator is None else generator.device
+    uniforms = torch.rand(n, device=source, generator=generator).cpu().double()
+    selected = torch.arange(n) * candidates + sample_categorical(weights, uniforms)
+    return sampled[selected.to(sampled.device)]
 
 
-def _start(
+def _initial_grid(
     prior: PixelCNN,
     n: int,
     given: Tensor | None,
@@ -231,11 +253,13 @@ def _start(
     grid: tuple[int, int],
     device: torch.device,
 ) -> tuple[Tensor, Tensor]:
-    """The grid to fill, (n, h, w, slots), and where it is filled already, bool (h, w)."""
+    """The initial grid, int64 (n, h, w, slots), and the mask of kept positions, bool (h, w)."""
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
     if (given is None) != (keep is None):
-        raise ValueError("given and keep go together: the codes, and which of them stay")
+        raise ValueError(
+            "given and keep go together: the codes, and the mask of positions where they stay"
+        )
     if given is None or keep is None:
         if len(grid) != 2 or min(grid) < 1:
             raise ValueError(f"grid must be (h, w), each at least 1, got {grid}")
@@ -249,29 +273,227 @@ def _start(
         )
     if given.dtype != torch.long or keep.dtype != torch.bool:
         raise ValueError(f"given must be int64 and keep bool, got {given.dtype} and {keep.dtype}")
-    kept = given[:, keep.to(given.device)]
-    if kept.numel() and not 0 <= kept.min() <= kept.max() < prior.num_embeddings:
-        raise ValueError(f"the codes that are kept must lie in 0..{prior.num_embeddings - 1}")
+    kept_codes = given[:, keep.to(given.device)]
+    if kept_codes.numel() and not 0 <= kept_codes.min() <= kept_codes.max() < prior.num_embeddings:
+        raise ValueError(f"given: codes that are kept must lie in 0..{prior.num_embeddings - 1}")
     codes = torch.zeros(given.shape, dtype=torch.long, device=device)
-    codes[:, keep.to(device)] = kept.to(device)
+    codes[:, keep.to(device)] = kept_codes.to(device)
     return codes, keep.cpu()
 
 
-def _told(
+def _check_labels(
     prior: PixelCNN, n: int, labels: Tensor | int | None, device: torch.device
 ) -> Tensor | None:
-    """The class of each of the n, int64 (n,); None if none is told."""
+    """Class label of each grid, int64 (n,); None for unconditional sampling."""
     if labels is None:
         return None
     labels = torch.as_tensor(labels, device=device)
-    whole = labels.dtype != torch.bool and torch.can_cast(labels.dtype, torch.long)
-    if not whole or labels.shape not in ((), (1,), (n,)):
+    is_integer = labels.dtype != torch.bool and torch.can_cast(labels.dtype, torch.long)
+    if not is_integer or labels.shape not in ((), (1,), (n,)):
         raise ValueError(
             f"labels must be one class or int64 ({n},), got {labels.dtype} {tuple(labels.shape)}"
         )
     labels = labels.long().expand(n)
     if not 0 <= labels.min() <= labels.max() <= prior.num_classes:
         raise ValueError(
-            f"labels must lie in 0..{prior.num_classes - 1}, or be {prior.num_classes} for no class"
+            f"labels must lie in 0..{prior.num_classes - 1}, or be {prior.num_classes} for "
+            '"no label"'
         )
     return labels
+
+
+class CachedPixelCNN:
+    """Incremental evaluation of a `PixelCNN`, one code after another, with cached activations.
+
+    - `start_row` computes the vertical stack for a whole row, in all layers, before the first code
+      of the row is sampled. The vertical stack depends on the rows above only.
+    - `start_position` adds what the positions to the left contribute. They are complete, so this is
+      one matrix product for all blocks together.
+    - `compute_slot` adds what the earlier slots of the same position contribute, with one matrix
+      product for all blocks. What remains are two small products per block, from the slot to
+      itself, which have to be computed layer after layer.
+
+    Usage: for each position in raster order call `start_position`; then for each slot
+    `compute_slot`, `logits` if they are needed, and `set_code` with the code of this slot.
+
+    Results are written into preallocated tensors, so no gradients can be recorded: call it within
+    `torch.no_grad()` or `torch.inference_mode()`.
+
+    Args:
+        prior: evaluated as in eval() mode, without dropout, for orientation 0 (as photographed).
+        shape: (n, h, w, slots) of the codes.
+        labels: int64 (n,), or None for "no label".
+    """
+
+    def __init__(self, prior: PixelCNN, shape: Sequence[int], labels: Tensor | None) -> None:
+        n, height, width, slots = shape
+        blocks, zeros = list(prior.blocks), prior.head.weight.new_zeros
+        filters, channels = prior.horizontal.out_channels, prior.horizontal.in_channels
+        d, e = filters // slots, channels // slots  # features and embedding of one slot
+
+        # State of the rows above: embeddings of all codes with the zero padding of the
+        # convolutions, and for each block the last two rows of the vertical stack, the causal mean,
+        # and its weights.
+        self.embedded = zeros(height + 3, width + 2 * 3, n, channels)
+        self.vertical_weights = prior.vertical.weight.flatten(1), prior.vertical.bias
+        self.horizontal_weights = prior.horizontal.weight.flatten(1), prior.center.bias
+        self.vertical_blocks = []
+        for block in blocks:
+            previous_row, current_row = rows = zeros(2, width + 2, n, filters)
+            kernel = block.vertical.weight.flatten(1), block.vertical.bias
+            norm = block.vertical_norm.weight.flatten(), block.vertical_norm.bias.flatten()
+            mean, mean_weight = zeros(n, filters), block.causal_mean_weight[:, :, 0, 0]
+            inputs = unfold_columns(rows, 3)
+            self.vertical_blocks.append(
+                (previous_row, current_row, inputs, kernel, mean, mean_weight, norm)
+            )
+        # State of the current position: embeddings of its codes, and sums and features of each
+        # block.
+        self.position: tuple[int, int] | None = None
+        self.position_embedding = zeros(n, channels)
+        self.sums = zeros(len(blocks), n, 2 * filters)
+        self.features = zeros(len(blocks) + 1, n, filters)
+
+        center_bias = torch.stack([block.center.bias for block in blocks])
+        bias = prior.conditional_bias(n, labels).unflatten(1, center_bias.shape) + center_bias
+        self.bias = bias.transpose(0, 1)[:, None]  # (blocks, 1, n, 2 filters)
+
+        # 1x1 weights (out, in, 1, 1) as matrices (in, out). Only `center` is masked, and only
+        # between slots: a slot reads the slots before it completely.
+        self.vertical_to_horizontal_weights = torch.stack(
+            [block.vertical_to_horizontal.weight[:, :, 0, 0].T for block in blocks]
+        )
+        self.horizontal_block_weights = torch.stack(
+            [block.horizontal.weight[:, :, 0, 0].T for block in blocks]
+        )
+        center = torch.stack([block.center.weight[:, :, 0, 0].T for block in blocks])
+        out = torch.stack([block.horizontal_out.weight[:, :, 0, 0] for block in blocks])
+        scale = torch.stack([block.horizontal_norm.weight.flatten() for block in blocks])
+        shift = torch.stack([block.horizontal_norm.bias.flatten() for block in blocks])
+        first_center = prior.center.weight[:, :, 0, 0].T
+        self.eps, self.slot_width = blocks[0].horizontal_norm.eps, (2 * d,)
+        self.slots = []
+        for s in range(slots):
+            own, gates = (slice(s * size, (s + 1) * size) for size in (d, 2 * d))
+            from_context = self.sums[:, :, gates]
+            # Writing a product into contiguous memory is faster.
+            sums = zeros(from_context.shape) if s else from_context
+            self.slots.append(
+                _SlotCache(
+                    input_features=self.features[0, :, own],
+                    earlier_embeddings=self.position_embedding[:, : s * e],
+                    embedding_weights=first_center[: s * e, own],
+                    from_context=from_context,
+                    sums=sums,
+                    earlier_features=self.features[:-1, :, : s * d],
+                    feature_weights=center[:, : s * d, gates],
+                    layers=list(
+                        zip(
+                            sums.unbind(),
+                            center[:, own, gates].unbind(),
+                            scale[:, gates].unbind(),
+                            shift[:, gates].unbind(),
+                            out[:, own].transpose(1, 2).unbind(),
+                            self.features[1:, :, own].unbind(),
+                            strict=True,
+                        )
+                    ),
+                    output_features=self.features[-1, :, : own.stop],
+                    head=prior.head.weight.chunk(slots)[s][:, : own.stop, 0, 0].T,
+                    bias=prior.head.bias.chunk(slots)[s],
+                    embedding=prior.embedding.weight.chunk(slots)[s],
+                    embedded=self.position_embedding[:, s * e : (s + 1) * e],
+                )
+            )
+
+    def start_row(self, row: int) -> None:
+        """Compute the vertical stack for this row, and its input to the horizontal stack."""
+        v_stack = F.linear(
+            unfold_columns(self.embedded[row : row + 3], 7).flatten(2), *self.vertical_weights
+        )
+        v_outputs = []  # one tensor (w, n, filters) for each block, like v_stack
+        for (
+            previous_row,
+            current_row,
+            inputs,
+            kernel,
+            mean,
+            mean_weight,
+            norm,
+        ) in self.vertical_blocks:
+            previous_row.copy_(current_row)
+            current_row[1:-1] = v_stack
+            mean.lerp_(v_stack.mean(0), 1 / (row + 1))
+            y = F.linear(inputs.flatten(2), *kernel) + F.linear(mean, mean_weight)
+            v_outputs.append(F.glu(torch.layer_norm(y, norm[0].shape, *norm, self.eps)))
+            v_stack = v_stack + v_outputs[-1]
+        to_horizontal = torch.stack(v_outputs).flatten(1, 2) @ self.vertical_to_horizontal_weights
+        from_above = to_horizontal.unflatten(1, v_stack.shape[:2]) + self.bias
+        self.from_above_by_column = from_above.unbind(1)  # one (blocks, n, 2 filters) per column
+
+    def start_position(self, row: int, column: int) -> None:
+        """Store the previous position and start this one: add the input from the left."""
+        if self.position is not None:
+            self.embedded[self.position] = self.position_embedding
+        self.position = row + 3, column + 3  # in `embedded`, after 3 rows and columns of padding
+        if column == 0:
+            self.start_row(row)
+            self.sums.copy_(self.from_above_by_column[0])
+        else:  # self.features still holds the position to the left
+            torch.baddbmm(
+                self.from_above_by_column[column],
+                self.features[:-1],
+                self.horizontal_block_weights,
+                out=self.sums,
+            )
+        left = self.embedded[row + 3, column : column + 3].permute(1, 2, 0).flatten(1)
+        kernel, bias = self.horizontal_weights
+        torch.addmm(bias, left, kernel.T, out=self.features[0])
+
+    def compute_slot(self, slot: int) -> None:
+        """Compute the features of this slot in all blocks; the slots before it must be set."""
+        cache = self.slots[slot]
+        if slot:
+            cache.input_features.addmm_(cache.earlier_embeddings, cache.embedding_weights)
+            torch.baddbmm(
+                cache.from_context, cache.earlier_features, cache.feature_weights, out=cache.sums
+            )
+        x = cache.input_features
+        for sums, center, scale, shift, weight, out in cache.layers:
+            y = torch.addmm(sums, x, center)
+            y = torch.layer_norm(y, self.slot_width, scale, shift, self.eps)
+            x = torch.addmm(x, F.glu(y), weight, out=out)
+
+    def logits(self, slot: int) -> Tensor:
+        """Logits of this slot, float (n, K); call after `compute_slot`."""
+        cache = self.slots[slot]
+        return torch.addmm(cache.bias, cache.output_features, cache.head)
+
+    def set_code(self, slot: int, codes: Tensor) -> None:
+        """Set the codes of this slot, int64 (n,), as input of all later ones."""
+        cache = self.slots[slot]
+        torch.index_select(cache.embedding, 0, codes, out=cache.embedded)
+
+
+def unfold_columns(rows: Tensor, width: int) -> Tensor:
+    """Inputs of a convolution kernel that spans all rows, at each column: a view of
+    (h, columns, n, channels) as (columns - width + 1, n, channels, h, width)."""
+    return rows.unfold(1, width, 1).permute(1, 2, 3, 0, 4)
+
+
+class _SlotCache(NamedTuple):
+    """Weights for one slot, and views of the current position's state."""
+
+    input_features: Tensor  # (n, d), input of the first block; d = filters / slots
+    earlier_embeddings: Tensor  # (n, e * slot), of the earlier slots; e = embedding_dim
+    embedding_weights: Tensor  # (e * slot, d)
+    from_context: Tensor  # (blocks, n, 2d), contribution of the rows above and of the left
+    sums: Tensor  # (blocks, n, 2d), from_context plus the contribution of the earlier slots
+    earlier_features: Tensor  # (blocks, n, d * slot)
+    feature_weights: Tensor  # (blocks, d * slot, 2d)
+    layers: Sequence[tuple[Tensor, ...]]  # per block: sums, 4 weights, output features (n, d)
+    output_features: Tensor  # (n, d * (slot + 1)), output of the last block, slots up to this one
+    head: Tensor  # (d * (slot + 1), K)
+    bias: Tensor  # (K,)
+    embedding: Tensor  # (K, e)
+    embedded: Tensor  # (n, e), embedding of this slot's code

@@ -1,69 +1,437 @@
-"""Chapter 7, second half: two models, two recipes.
+"""Training of the VQ-VAE and the prior: one resumable loop, and recipes by name.
 
-`train_vqvae` and `train_prior` set up what differs (model, batches, loss, held-out check) and hand
-it to `fit`. What a training does is named by a recipe: `REPORT` is faithful to the report, flaws
-included; `WORKBOOK` is right.
+`fit` runs the optimizer, logs, evaluates and saves checkpoints; `train_vqvae` and `train_prior`
+define what differs: model, batches, loss and evaluation. `REPORT` reproduces the report's settings,
+including its flaws; `WORKBOOK` has the settings that we recommend.
+
+Label dropout: Ho and Salimans (2022), arXiv:2207.12598.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
+import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torchvision.utils import save_image
+from tqdm.auto import tqdm
 
-from .cache import fingerprint
-from .checkpoints import describe
-from .classifier import LesionClassifier, balanced_accuracy, classify
-from .codes import EncodedDataset
-from .data import (
-    CLASSES,
+from .checkpoints import (
     DataError,
-    LesionDataset,
-    Pixels,
-    Split,
-    batches,
-    dihedral,
-    rotate_and_flip,
+    deferred_signals,
+    describe,
+    fingerprint,
+    load_model,
+    mark_finished,
+    open_run,
+    save_model,
 )
-from .loop import Progress, Schedule, fit, pick_device
+from .codes import EncodedDataset
+from .data import ImageDataset, Split, batches, random_dihedral, rotate_and_flip
 from .metrics import code_bits, evaluate_vqvae
 from .pixelcnn import PixelCNN, PixelRCNN
 from .quantizer import codebook_fingerprint
-from .vqvae import IMAGENET_MEAN, VQVAE
-from .weights import load_model, mark_finished, save_model
+from .vqvae import IMAGENET_MEAN, VQVAE, eval_mode
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Settings of the optimizer (Adam)."""
+
+    lr: float = 1e-3
+    warmup_steps: int = 0  # steps of linear increase up to lr
+    cosine_decay: bool = False  # afterwards decrease to 0 along a cosine; False: constant
+    grad_clip: float | None = None  # maximum norm of the gradient; None: no clipping
+    # Decay of the exponential moving average (EMA) of the weights. If set, the EMA weights are
+    # evaluated and kept; None: no EMA, the last weights are kept.
+    ema_decay: float | None = None
+
+    def lr_at(self, step: int, total: int) -> float:
+        """Learning rate at a step, 0 <= step < total."""
+        if step < self.warmup_steps:
+            return self.lr * (step + 1) / self.warmup_steps
+        if not self.cosine_decay:
+            return self.lr
+        done = (step - self.warmup_steps) / max(1, total - self.warmup_steps)
+        return self.lr * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def pick_device() -> torch.device:
+    """The first of CUDA, Apple's MPS and the CPU that is available."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Number format of the layers. Losses, quantizer and optimizer always use float32."""
+
+    dtype: torch.dtype
+    reason: str
+
+    @classmethod
+    def choose(cls, device: torch.device) -> Precision:
+        """The fastest number format with native support on this device.
+
+        float16 is used only with loss scaling, on GPUs without bfloat16.
+        """
+        if device.type == "cuda":
+            if torch.cuda.get_device_capability(device) >= (8, 0):
+                return cls(torch.bfloat16, "bf16 autocast: native on this GPU")
+            return cls(torch.float16, "fp16 autocast with loss scaling: this GPU has no bf16")
+        if device.type == "cpu" and _cpu_has_bf16():
+            return cls(torch.bfloat16, "bf16 autocast: native on this CPU")
+        return cls(torch.float32, "float32: this device has no faster native format")
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        return torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+
+def _cpu_has_bf16() -> bool:
+    """True if the CPU has bf16 instructions and PyTorch may use them (the environment variable
+    ATEN_CPU_CAPABILITY can forbid it). Emulated bf16 is slower than float32."""
+    if not torch.backends.cpu.get_cpu_capability().startswith(("AVX512", "AMX")):
+        return False
+    with contextlib.suppress(OSError):
+        flags = Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0].split()
+        return not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags)
+    return False
+
+
+@dataclass
+class Progress:
+    """Progress of a training in a terminal: a bar with the remaining time, and loss lines in the
+    report's format.
+
+    `plots.LiveTraining` has the same methods and draws a live curve in a notebook instead.
+    """
+
+    bar: tqdm | None = field(default=None, init=False)
+
+    def start(self, title: str, total: int, done: int) -> None:
+        self.bar = tqdm(desc=title, total=total, initial=done, unit="batch", disable=None)
+
+    def step(self, step: int, logs: dict[str, float]) -> None:
+        if self.bar is not None:
+            self.bar.update()
+
+    def report_mean_loss(self, line: str) -> None:
+        """Print a line with the mean loss of the last batches."""
+        tqdm.write(line)
+
+    def epoch(self, logs: dict[str, float], images: Tensor | None) -> None:
+        """Print held-out results. `images`: (2n, 3, H, W), n originals, then n reconstructions."""
+        tqdm.write("  held out: " + ", ".join(f"{k} {v:.4g}" for k, v in logs.items()))
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def fit(
+    model: nn.Module,
+    *,
+    run: str | Path,
+    config: dict[str, Any],
+    schedule: Schedule,
+    epochs: int,
+    steps_per_epoch: int,
+    get_batches: Callable[[int, int], Iterator[Any]],
+    compute_loss: Callable[[Any], tuple[Tensor, dict[str, Tensor]]],
+    evaluate: Callable[[Path, int], tuple[dict[str, float], Tensor | None]],
+    device: torch.device,
+    seed: int,
+    progress: Any,
+    initialize: Callable[[], None] = lambda: None,
+    kept_state: dict[str, float] | None = None,
+    lr: float | None = None,
+    extend: bool = False,
+    save_every: float = 300.0,
+) -> Path:
+    """Train `model` in place; continue from the run's checkpoint if there is one.
+
+    The order of the loop and most names are those of nanoGPT's train.py (Karpathy).
+
+    Args:
+        config: identifies the run, see `checkpoints.describe`; "epochs" and "lr" are added. A
+            folder with another config is refused.
+        schedule: settings of the optimizer.
+        get_batches: (epoch, first batch) -> the batches of that epoch from there on. They must
+            depend on nothing else, or a resumed run would differ from an uninterrupted one.
+        compute_loss: batch -> loss and further values to log, scalars on the device.
+        evaluate: (folder, epoch, counted from 1) -> held-out results to log, and images for
+            `progress.epoch` or None.
+        initialize: called before the first step, but not when a run is resumed.
+        kept_state: numbers that `evaluate` needs again in later epochs; saved in the checkpoint.
+        lr: learning rate instead of the schedule's; a resumed run may use another one.
+        extend: allow a run that was started with fewer epochs to be continued.
+        save_every: seconds between checkpoints within an epoch.
+
+    Returns:
+        The folder of the run.
+
+    Raises:
+        ValueError: there are no batches or no epochs.
+        DataError: the folder contains a run with another config, or another process uses it.
+        FloatingPointError: the loss is no longer finite.
+        KeyboardInterrupt: training was stopped; a checkpoint has been written.
+    """
+    if epochs < 1 or steps_per_epoch < 1:
+        raise ValueError(f"nothing to train: {epochs} epochs of {steps_per_epoch} batches")
+    schedule = schedule if lr is None else replace(schedule, lr=lr)
+    config = {**config, "epochs": epochs, "lr": schedule.lr}
+    precision = Precision.choose(device)
+    model.to(device, memory_format=torch.channels_last)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(parameters, lr=schedule.lr)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision.dtype == torch.float16)
+    kept_state = {} if kept_state is None else kept_state
+    torch.manual_seed(seed)
+    with (
+        open_run(run, config, lr=lr, extend=extend) as opened,
+        open(opened.log_path, "a", buffering=1) as file,
+        deferred_signals() as stop_requested,
+    ):
+        step, total = 0, epochs * steps_per_epoch
+        if opened.state is None:
+            initialize()
+        ema = None if schedule.ema_decay is None else _copy_of_weights(model)
+        log = _Log(file, progress, steps_per_epoch, every=1 if device.type == "cpu" else LOG_EVERY)
+        if opened.state is not None:
+            step = _restore(opened.state, model, optimizer, scaler, ema, kept_state, device)
+        log.truncate(0 if opened.state is None else opened.state["log_bytes"])
+        saved_at, saved_step = time.monotonic(), step
+
+        def save() -> None:
+            nonlocal saved_at, saved_step
+            log.flush(saved_step, schedule.lr)
+            state = _state(model, optimizer, scaler, ema, kept_state, device)
+            opened.save(state | {"step": step, "log_bytes": opened.log_path.stat().st_size})
+            saved_at, saved_step = time.monotonic(), step
+
+        progress.start(f"{config['kind']} on {device}, {precision.reason}", total, step)
+        for epoch in range(step // steps_per_epoch, epochs):
+            for batch in get_batches(epoch, step % steps_per_epoch):
+                # learning rate
+                for group in optimizer.param_groups:
+                    group["lr"] = schedule.lr_at(step, total)
+                # forward
+                model.train()
+                with precision.autocast(device):
+                    loss, extra = compute_loss(batch)
+                # backward
+                optimizer.zero_grad(set_to_none=True)
+                scaler.scale(loss).backward()
+                # clip
+                if schedule.grad_clip is not None:
+                    scaler.unscale_(optimizer)
+                    nn.utils.clip_grad_norm_(parameters, schedule.grad_clip)
+                # step
+                scaler.step(optimizer)
+                scaler.update()
+                step += 1
+                if ema is not None:
+                    _update_ema(ema, model, schedule.ema_decay, step)
+                # log
+                log.add(step, epoch, loss, extra)
+                if step % log.every == 0 or step % steps_per_epoch == 0:
+                    log.flush(saved_step, schedule.lr)
+                # save; the last step of an epoch is saved below, after its evaluation
+                stopping = stop_requested()
+                if step % steps_per_epoch:
+                    if stopping or time.monotonic() - saved_at > save_every:
+                        save()
+                    if stopping:
+                        _stop(progress, f"at step {step} of {total}")
+            # evaluate
+            with _ema_weights(model, ema):
+                held_out, images = evaluate(opened.folder, epoch + 1)
+            log.write({"step": step, "epoch": epoch + 1, "held_out": held_out})
+            progress.epoch(held_out, images)
+            if images is not None:
+                path = opened.folder / f"epoch_{epoch + 1:03d}.png"
+                save_image(images, path, nrow=len(images) // 2)
+            save()
+            if stop_requested():
+                _stop(progress, f"after epoch {epoch + 1}")
+    if ema is not None:
+        model.load_state_dict(ema)
+    progress.close()
+    return opened.folder
+
+
+LOG_EVERY = 20  # steps between two reads of the logged values on a GPU; each makes it wait
+
+
+class _Log:
+    """The values of the steps since the last flush, which stay on the device, and the log file."""
+
+    def __init__(self, file: TextIO, progress: Any, steps_per_epoch: int, every: int) -> None:
+        self.file, self.progress, self.every = file, progress, every
+        self.steps_per_epoch = steps_per_epoch
+        self.waiting: list[tuple[int, int, list[str], Tensor]] = []
+        self.recent: list[float] = []  # losses of up to 100 batches of this epoch
+
+    def truncate(self, size: int) -> None:
+        """Forget the lines behind a checkpoint: their steps are done again."""
+        self.file.truncate(min(size, os.fstat(self.file.fileno()).st_size))
+
+    def write(self, line: dict[str, Any]) -> None:
+        self.file.write(json.dumps(line) + "\n")
+
+    def add(self, step: int, epoch: int, loss: Tensor, extra: dict[str, Tensor]) -> None:
+        values = torch.stack([loss.detach(), *(v.detach() for v in extra.values())]).float()
+        self.waiting.append((step, epoch, ["loss", *extra], values))
+
+    def flush(self, saved_step: int, lr: float) -> None:
+        """Write what is waiting.
+
+        Raises:
+            FloatingPointError: a loss is not finite.
+        """
+        rows = torch.stack([values for *_, values in self.waiting]).tolist() if self.waiting else []
+        for (step, epoch, names, _), row in zip(self.waiting, rows, strict=True):
+            if not math.isfinite(row[0]):
+                raise FloatingPointError(
+                    f"the loss is {row[0]} at step {step}; nothing after step {saved_step} is "
+                    f"kept. Continue from there with a lower learning rate: the same call with "
+                    f"lr={lr / 2:g} (--lr {lr / 2:g})."
+                )
+            logs = dict(zip(names, row, strict=True))
+            self.write({"step": step, "epoch": epoch + 1, **logs})
+            self.progress.step(step, logs)
+            self.recent.append(row[0])
+            number = (step - 1) % self.steps_per_epoch + 1
+            if number % 100 == 0 or number == self.steps_per_epoch:
+                mean = sum(self.recent) / len(self.recent)
+                self.progress.report_mean_loss(
+                    f"Epoch {epoch + 1}, Batch {number}/{self.steps_per_epoch}, Loss: {mean:.6f}"
+                )
+                self.recent = []
+        self.waiting = []
+
+
+def _stop(progress: Any, where: str) -> None:
+    progress.close()
+    print(f"Stopped {where}: the same call goes on from there.")
+    raise KeyboardInterrupt
+
+
+def _state(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    ema: dict[str, Tensor] | None,
+    kept_state: dict[str, float],
+    device: torch.device,
+) -> dict[str, Any]:
+    """Everything that the next step depends on."""
+    return {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "scaler": scaler.state_dict(),
+        "ema": ema,
+        "kept_state": kept_state,
+        "rng": torch.get_rng_state(),
+        "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+    }
+
+
+def _restore(
+    state: dict[str, Any],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    ema: dict[str, Tensor] | None,
+    kept_state: dict[str, float],
+    device: torch.device,
+) -> int:
+    """The inverse of `_state`, in place; returns the number of steps done."""
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    scaler.load_state_dict(state["scaler"])
+    for name, average in (ema or {}).items():
+        average.copy_(state["ema"][name])
+    kept_state.update(state["kept_state"])
+    torch.set_rng_state(state["rng"])
+    if device.type == "cuda" and state["cuda_rng"] is not None:
+        torch.cuda.set_rng_state(state["cuda_rng"], device)
+    return state["step"]
+
+
+def _copy_of_weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+@torch.no_grad()
+def _update_ema(ema: dict[str, Tensor], model: nn.Module, decay: float, step: int) -> None:
+    """Exponential moving average of all weights and buffers, after step 1, 2, ...
+
+    The decay is smaller in the first steps, min(decay, step / (9 + step)), and the first step
+    replaces the initial weights, which would otherwise dominate for about 1 / (1 - decay) steps.
+    `torch.optim.swa_utils.AveragedModel` reads its step counter from the device, so a GPU would
+    wait in every step.
+    """
+    weight = 1.0 if step == 1 else 1 - min(decay, step / (9 + step))
+    for name, value in model.state_dict().items():
+        if value.is_floating_point():
+            ema[name].lerp_(value, weight)
+        else:
+            ema[name].copy_(value)
+
+
+@contextlib.contextmanager
+def _ema_weights(model: nn.Module, ema: dict[str, Tensor] | None) -> Iterator[None]:
+    """A context in which the model has its EMA weights."""
+    if ema is None:
+        yield
+        return
+    own = _copy_of_weights(model)
+    model.load_state_dict(ema)
+    try:
+        yield
+    finally:
+        model.load_state_dict(own)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a training does, by name."""
+    """Settings of a training, under one name."""
 
     name: str
     vqvae: Callable[[], VQVAE]
     augment: Callable[[Tensor, torch.Generator], Tensor]  # uint8 batch -> float32 in [0, 1]
-    fit: str  # "crop" keeps the aspect, "squash" does not
-    split_by: str  # "lesion" or "image"
+    resize_mode: str  # "crop" keeps the aspect ratio, "squash" does not
+    split_by: str  # "group" (lesion) or "image"
     split_fractions: tuple[float, float, float]
     vqvae_epochs: int
     prior_epochs: int
     prior: Callable[..., PixelCNN | PixelRCNN]
     batch_size: int = 16
     schedule: Schedule = field(default_factory=Schedule)
-    label_dropout: float = 0.1  # how often the prior is not told the class
-    start_images: int = 0  # how many `VQVAE.start_from` sees; 0: it is not called
+    label_dropout: float = 0.1  # probability that a training example gets the label "no label"
+    init_images: int = 0  # images for `VQVAE.initialize_from_data`; 0: it is not called
 
-    def split(self, data: LesionDataset) -> Split:
+    def split(self, data: ImageDataset) -> Split:
         return data.split(fractions=self.split_fractions, by=self.split_by)
 
     def identity(self) -> dict[str, Any]:
-        """All settings as JSON, see `checkpoints.describe`, but those that a run may change
-        (learning rate) or replaces (epochs); `fit` records these itself."""
+        """All settings that identify a run, as JSON; see `checkpoints.describe`.
+
+        The learning rate and the numbers of epochs are left out: `fit` records them itself, because
+        the caller may override them.
+        """
         settings = describe(self)
         del settings["vqvae_epochs"], settings["prior_epochs"], settings["schedule"]["lr"]
         return settings
@@ -72,10 +440,10 @@ class Recipe:
 REPORT = Recipe(
     name="report",
     vqvae=VQVAE.report,
-    # The report rotates images whose corners then are 0. Its losses fit only if that happened
+    # The report's rotation fills the corners with 0. Its losses are possible only if it rotated
     # after normalising, where 0 is ImageNet's mean colour.
     augment=partial(rotate_and_flip, degrees=30.0, corners=IMAGENET_MEAN),
-    fit="squash",
+    resize_mode="squash",
     split_by="image",
     split_fractions=(0.9, 0.05, 0.05),
     vqvae_epochs=20,
@@ -85,29 +453,20 @@ REPORT = Recipe(
 WORKBOOK = Recipe(
     name="workbook",
     vqvae=VQVAE,
-    augment=dihedral,
-    fit="crop",
-    split_by="lesion",
+    augment=random_dihedral,
+    resize_mode="crop",
+    split_by="group",
     split_fractions=(0.8, 0.1, 0.1),
     vqvae_epochs=20,
     prior_epochs=32,
     prior=partial(PixelCNN, conv_filters=96),
-    schedule=Schedule(lr=2e-3, warmup=100, cosine=True, clip=1.0, average=0.999),
+    schedule=Schedule(lr=2e-3, warmup_steps=100, cosine_decay=True, grad_clip=1.0, ema_decay=0.999),
 )
-# The workbook's recipe for its deep model: small steps, since it starts near its goal.
-DEEP = replace(
-    WORKBOOK,
-    name="deep",
-    vqvae=VQVAE.deep,
-    vqvae_epochs=24,
-    schedule=Schedule(lr=4e-4, warmup=100, cosine=True, clip=1.0, average=0.999),
-    start_images=512,
-)
-RECIPES = {recipe.name: recipe for recipe in (REPORT, WORKBOOK, DEEP)}
+RECIPES = {recipe.name: recipe for recipe in (REPORT, WORKBOOK)}  # `beyond` adds to them
 
 
 def train_vqvae(
-    data: LesionDataset,
+    data: ImageDataset,
     recipe: Recipe = WORKBOOK,
     *,
     run: str | Path = "vqvae",
@@ -119,53 +478,54 @@ def train_vqvae(
     seed: int = 0,
     progress: Any = None,
 ) -> VQVAE:
-    """Train a VQ-VAE, or continue its training, or load it if it is trained already.
+    """Train a VQ-VAE, continue its training, or load it if its training is finished.
 
-    A run is known by the recipe, the pixels, the split, size, epochs and seed; its folder is used
-    again only for the same run. The device and its number format do not count.
+    A run is identified by the recipe, the pixels, the split, the size, the number of epochs and the
+    seed. Its folder is reused only for the same run. The device and the number format do not count.
 
     Args:
-        data: see `open_dataset`; the recipe splits it, and only its training part is learned from.
-        run: the run's folder; a relative name lies in work_dir()/runs.
-        size: pixels, divisible by 32.
-        epochs: the recipe's number if None.
-        lr: replaces the recipe's learning rate; may also be given to continue a run with another
+        data: see `open_dataset`; it is split by the recipe, and only the training split is used for
+            training.
+        recipe: settings.
+        run: folder of the run; a relative name lies in work_dir()/runs.
+        size: pixels of a side, divisible by 32.
+        epochs: None for the recipe's number.
+        lr: learning rate instead of the recipe's. An existing run may be continued with another
             one, for example after its loss became NaN.
         extend: continue a run that was started with fewer epochs; the learning rate then follows
             the schedule of the longer run.
-        device: CUDA, MPS or CPU, whichever is there, if None.
-        progress: `Progress()` if None; in notebooks `plots.LiveTraining()`.
+        device: None for the first of CUDA, MPS and CPU that is available.
+        seed: of the initial weights, the order of the batches and the augmentation.
+        progress: None for `Progress()`; in notebooks `plots.LiveTraining()`.
 
     Returns:
-        The model in eval(), on the CPU. The folder also has it, as vqvae.safetensors.
+        The model in eval() mode, on the CPU. It is also saved in the folder, as vqvae.safetensors.
 
     Raises:
-        DataError: the folder holds another run.
+        DataError: the folder contains another run, or the validation split is empty.
         FloatingPointError: the loss is no longer finite.
-        KeyboardInterrupt: stopped; a checkpoint has been written.
+        KeyboardInterrupt: training was stopped; a checkpoint has been written.
     """
     device = torch.device(device) if device is not None else pick_device()
     epochs = recipe.vqvae_epochs if epochs is None else epochs
-    split = recipe.split(data)
-    train = split.train
-    pixels = data.pixels(size, recipe.fit)
+    split, pixels = recipe.split(data), data.pixels(size, recipe.resize_mode)
+    if not len(split.val):
+        raise DataError(f"{data} has no images in the validation split: use a larger data set")
+    preview_images, _ = next(batches(pixels, split.val[:8], batch_size=8, shuffle=False))
     torch.manual_seed(seed)
     vqvae = recipe.vqvae()
-    if not len(split.val):
-        raise DataError(f"{data} has no lesion left for validation: take more images")
-    shown, _ = next(batches(pixels, split.val[:8], batch_size=8, shuffle=False))
 
-    def batches_of(epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def initialize() -> None:
+        if recipe.init_images:
+            initial = batches(pixels, split.train, recipe.init_images, recipe.augment, seed=seed)
+            vqvae.initialize_from_data(next(initial)[0].to(device))
+
+    def get_batches(epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
         return batches(
-            pixels, train, recipe.batch_size, recipe.augment, seed=seed, epoch=epoch, start=start
+            pixels, split.train, recipe.batch_size, recipe.augment, seed, epoch, start=start
         )
 
-    def start() -> None:
-        if recipe.start_images:
-            first = batches(pixels, train, recipe.start_images, recipe.augment, seed=seed)
-            vqvae.start_from(next(first)[0].to(device))
-
-    def loss_of(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def compute_loss(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         out = vqvae(batch[0].to(device, non_blocking=True))
         return out.loss, {
             "reconstruction_loss": out.reconstruction_loss,
@@ -173,44 +533,40 @@ def train_vqvae(
             "perplexity": out.perplexity,
         }
 
-    def after_epoch(folder: Path, epoch: int) -> tuple[dict[str, float], Tensor]:
-        result = evaluate_vqvae(vqvae, pixels, split.val)
-        vqvae.eval()
-        with torch.inference_mode():
-            rebuilt = vqvae(shown.to(device)).reconstruction.cpu()
-        return result.summary(), torch.cat([shown, rebuilt])
+    def evaluate(folder: Path, epoch: int) -> tuple[dict[str, float], Tensor]:
+        metrics = evaluate_vqvae(vqvae, pixels, split.val)
+        with eval_mode(vqvae):
+            reconstructions = vqvae(preview_images.to(device)).reconstruction.cpu()
+        return metrics.summary(), torch.cat([preview_images, reconstructions])
 
+    trained_on = {"pixels": pixels.fingerprint, "split": fingerprint(*split), "size": size}
     folder = fit(
         vqvae,
         run=run,
         config={
             "kind": "VQ-VAE",
             "recipe": recipe.identity(),
-            "pixels": pixels.fingerprint,
-            "split": fingerprint(*split),
-            "size": size,
             "seed": seed,
             "model": vqvae.config,
+            **trained_on,
         },
         schedule=recipe.schedule,
         epochs=epochs,
-        steps_per_epoch=-(-len(train) // recipe.batch_size),
-        before=start,
-        batches_of=batches_of,
-        loss_of=loss_of,
-        after_epoch=after_epoch,
+        steps_per_epoch=-(-len(split.train) // recipe.batch_size),
+        initialize=initialize,
+        get_batches=get_batches,
+        compute_loss=compute_loss,
+        evaluate=evaluate,
         device=device,
         seed=seed,
         progress=progress or Progress(),
         lr=lr,
         extend=extend,
     )
-    vqvae.to("cpu").eval()
-    notes = {"recipe": recipe.name, "data": repr(data), "size": size, "seed": seed}
-    notes |= {"pixels": pixels.fingerprint, "split": fingerprint(*split)}
+    notes = {"recipe": recipe.name, "data": repr(data), "seed": seed, **trained_on}
     notes |= {"epoch": epochs, "epochs": epochs, "finished": True}
     save_model(vqvae, folder / "vqvae.safetensors", **notes)
-    return vqvae
+    return vqvae.to("cpu").eval()
 
 
 def train_prior(
@@ -226,197 +582,126 @@ def train_prior(
     progress: Any = None,
     **model_options: Any,
 ) -> PixelCNN | PixelRCNN:
-    """Train a prior on codes, or continue its training, or load it if it is trained already.
+    """Train a prior on codes, continue its training, or load it if its training is finished.
 
-    A run is known by the recipe, the codes with their labels, split and codebook, epochs and seed.
-    `run`, `epochs`, `lr`, `extend`, `device` and `progress` are those of `train_vqvae`.
+    A run is identified by the recipe, the codes with their labels, split and codebook, the number
+    of epochs and the seed.
 
-    With a `PixelCNN` (`model_options` change it), as in `WORKBOOK`: cross-entropy; the embeddings
-    start as the codebook's vectors; the weights kept are those of the epoch with the fewest bits
-    per code on the validation split, and each grid is shown in one of its eight orientations, and
-    it is told which, if `encoded.turned` has them. With `REPORT`'s `PixelRCNN`, MSE on the
-    quantized vectors; the last weights are kept.
+    With a `PixelCNN`, as in `WORKBOOK`, the loss is the cross-entropy (negative log-likelihood) of
+    the codes under teacher forcing. The embeddings are initialized from the codebook. If
+    `encoded.augmented` exists, each grid is shown in one of eight orientations, and the prior is
+    conditioned on it. The weights of the epoch with the fewest bits per code on the validation
+    split are kept. With the `PixelRCNN` of `REPORT`, the loss is the MSE of the quantized vectors,
+    and the last weights are kept.
+
+    Args:
+        encoded: codes, labels, split and codebook.
+        run, epochs, lr, extend, device, seed, progress: see `train_vqvae`.
+        model_options: constructor arguments of the prior.
 
     Returns:
-        The model in eval(), on the CPU. The folder also has it, as prior.safetensors: while the
-        run goes on the best so far, and its notes say so.
+        The model in eval() mode, on the CPU. It is also saved in the folder, as prior.safetensors.
+        During training this file holds the best weights so far, and its notes say so.
 
     Raises:
-        DataError: the folder holds another run.
+        DataError: the folder contains another run, or the validation split is empty.
         FloatingPointError: the loss is no longer finite.
-        KeyboardInterrupt: stopped; a checkpoint has been written.
+        KeyboardInterrupt: training was stopped; a checkpoint has been written.
     """
     device = torch.device(device) if device is not None else pick_device()
     epochs = recipe.prior_epochs if epochs is None else epochs
     train, val = encoded.split.train, encoded.split.val
-    steps = -(-len(train) // recipe.batch_size)
+    if not len(val):
+        raise DataError(f"{encoded} has no images in the validation split: encode more images")
     torch.manual_seed(seed)
-    is_report = recipe.prior is PixelRCNN
-    orientations = 1 if encoded.turned is None else len(encoded.turned)
-    if is_report:
+    predicts_vectors = recipe.prior is PixelRCNN
+    orientations = 1 if encoded.augmented is None else len(encoded.augmented)
+    if predicts_vectors:
         channels = encoded.vectors(0).shape[0]
         prior = PixelRCNN(channels, channels, **model_options)
-        variance = encoded.vectors(train[:1024]).var((0, 2, 3)).mean()  # of each channel
+        variance = encoded.vectors(train[:1024]).var((0, 2, 3)).mean()  # mean over the channels
     else:
         prior = recipe.prior(
             encoded.num_embeddings,
             encoded.codes.shape[-1],
             embedding_dim=encoded.codebook.shape[-1],
+            num_classes=encoded.num_classes,
             orientations=orientations,
             **model_options,
         )
-        prior.start_from(encoded.codebook)
+        prior.initialize_embeddings(encoded.codebook)
+    prior.trained_on_codebook = codebook_fingerprint(encoded.codebook)
 
-    def batches_of(epoch: int, start: int) -> Iterator[Tensor]:
-        order = torch.randperm(
-            len(train), generator=torch.Generator().manual_seed(seed * 100_003 + epoch)
-        )
-        return iter(order.split(recipe.batch_size)[start:])  # places in `train`
+    def get_batches(epoch: int, start: int) -> Iterator[Tensor]:
+        generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
+        order = torch.randperm(len(train), generator=generator)
+        return iter(order.split(recipe.batch_size)[start:])  # positions in `train`
 
-    def mse_loss(places: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        vectors = encoded.vectors(train[places]).to(device)
+    def mse_loss(positions: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        vectors = encoded.vectors(train[positions]).to(device)
         loss = F.mse_loss(prior(vectors).float(), vectors)
         return loss, {"mse_over_variance": loss / variance}
 
-    def cross_entropy(places: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        codes, labels = encoded.codes[train[places]], encoded.labels[train[places]]
-        seen_from = torch.zeros_like(places)
-        if encoded.turned is not None:
-            seen_from = torch.randint(orientations, places.shape)
-            codes = encoded.turned[seen_from, places]
+    def cross_entropy(positions: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        codes, labels = encoded.codes[train[positions]], encoded.labels[train[positions]]
+        orientation = torch.zeros_like(positions)
+        if encoded.augmented is not None:
+            orientation = torch.randint(orientations, positions.shape)
+            codes = encoded.augmented[orientation, positions]
         codes = codes.to(device)
-        dropped = torch.rand(len(labels)) < recipe.label_dropout
-        labels = labels.masked_fill(dropped, prior.num_classes).to(device)
-        logits = prior(codes, labels, seen_from.to(device)).float().flatten(0, 3)
+        without_label = torch.rand(len(labels)) < recipe.label_dropout
+        labels = labels.masked_fill(without_label, prior.num_classes).to(device)
+        logits = prior(codes, labels, orientation.to(device)).float().flatten(0, 3)
         loss = F.cross_entropy(logits, codes.flatten())
         top1 = (logits.argmax(-1) == codes.flatten()).float().mean()
         return loss, {"bits_per_code": loss / math.log(2), "top1": top1}
 
-    memory = {"best": math.inf}
-    notes = {"recipe": recipe.name, "data": encoded.source, "seed": seed, "epochs": epochs}
-    notes |= {"codes": fingerprint(encoded.codes, encoded.labels, *encoded.split)}
-    prior.codebook_fingerprint = codebook_fingerprint(encoded.codebook)
+    kept_state = {"best": math.inf}
+    codes = fingerprint(encoded.codes, encoded.labels, *encoded.split)
+    notes = {"recipe": recipe.name, "data": encoded.source, "seed": seed, "codes": codes}
+    notes |= {"classes": encoded.classes, "grid": list(encoded.codes.shape[1:3])}
 
-    @torch.inference_mode()
-    def after_epoch(folder: Path, epoch: int) -> tuple[dict[str, float], None]:
+    def evaluate(folder: Path, epoch: int) -> tuple[dict[str, float], None]:
         path = folder / "prior.safetensors"
-        now = notes | {"epoch": epoch, "finished": False}
-        prior.eval()
-        if is_report:
-            parts = [encoded.vectors(i).to(device) for i in val.split(64)]
-            sums = [F.mse_loss(prior(x).float(), x, reduction="sum").item() for x in parts]
-            mse = sum(sums) / sum(x.numel() for x in parts)
+        now = notes | {"epoch": epoch, "epochs": epochs, "finished": False}
+        if predicts_vectors:
+            with eval_mode(prior):
+                vectors = [encoded.vectors(part).to(device) for part in val.split(64)]
+                errors = [F.mse_loss(prior(x).float(), x, reduction="sum").item() for x in vectors]
+            mse = sum(errors) / sum(x.numel() for x in vectors)
             save_model(prior, path, **now, val_mse=mse)
             return {"mse": mse, "mse_over_variance": mse / float(variance)}, None
         bits = float(code_bits(prior, encoded.codes[val], encoded.labels[val]).mean())
-        if bits < memory["best"]:
-            memory["best"] = bits
+        if bits < kept_state["best"]:
+            kept_state["best"] = bits
             save_model(prior, path, **now, val_bits=bits)
         return {"bits_per_code": bits}, None
 
+    augmented = None if encoded.augmented is None else fingerprint(encoded.augmented)
     folder = fit(
         prior,
         run=run,
         config={
             "kind": "prior",
             "recipe": recipe.identity(),
-            "codes": notes["codes"],
-            "codebook": codebook_fingerprint(encoded.codebook),
-            "turned": None if encoded.turned is None else fingerprint(encoded.turned),
+            "codes": codes,
+            "codebook": prior.trained_on_codebook,
+            "augmented": augmented,
             "seed": seed,
             "model": prior.config,
         },
         schedule=recipe.schedule,
         epochs=epochs,
-        steps_per_epoch=steps,
-        batches_of=batches_of,
-        loss_of=mse_loss if is_report else cross_entropy,
-        after_epoch=after_epoch,
+        steps_per_epoch=-(-len(train) // recipe.batch_size),
+        get_batches=get_batches,
+        compute_loss=mse_loss if predicts_vectors else cross_entropy,
+        evaluate=evaluate,
         device=device,
         seed=seed,
         progress=progress or Progress(),
-        memory=memory,
+        kept_state=kept_state,
         lr=lr,
         extend=extend,
     )
     mark_finished(folder / "prior.safetensors", epochs)
     return load_model(folder / "prior.safetensors")
-
-
-def train_classifier(
-    images: Pixels | Tensor,
-    labels: Tensor,
-    val_images: Pixels | Tensor,
-    val_labels: Tensor,
-    *,
-    source: str,
-    run: str | Path = "classifier",
-    epochs: int = 30,
-    lr: float | None = None,
-    extend: bool = False,
-    device: torch.device | str | None = None,
-    seed: int = 0,
-    progress: Any = None,
-) -> LesionClassifier:
-    """Train a classifier of lesions, or continue its training, or load it if it is trained already.
-
-    Seven in ten lesions are naevi. The loss adds the log of each class's frequency to its logit
-    (Menon et al., "Long-tail learning via logit adjustment", 2021, arXiv:2007.07314, equation 10):
-    the network need not learn the frequencies, and its logits alone, without them, do best when all
-    classes count alike.
-
-    Args:
-        images, val_images: uint8 (N, 3, S, S), best of `classifier.SIZE` pixels.
-        labels, val_labels: int64 (N,), numbers into CLASSES.
-        source: one line saying what it is trained on.
-
-    Returns:
-        The model in eval(), on the CPU. The folder also has it, as classifier.safetensors. The
-        weights are those of the last epoch: none is chosen on `val`.
-    """
-    device = torch.device(device) if device is not None else pick_device()
-    torch.manual_seed(seed)
-    classifier = LesionClassifier()
-    counts = torch.bincount(labels, minlength=len(CLASSES)).clamp_min(1)
-    frequency = (counts / counts.sum()).log().to(device)
-    every, size = torch.arange(len(labels)), 32
-
-    def batches_of(epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
-        return batches(images, every, size, dihedral, seed=seed, epoch=epoch, start=start)
-
-    def loss_of(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        pictures = batch[0].to(device, non_blocking=True)
-        logits = classifier(pictures).float() + frequency
-        return F.cross_entropy(logits, labels[batch[1]].to(device)), {}
-
-    def after_epoch(folder: Path, epoch: int) -> tuple[dict[str, float], None]:
-        logits = classify(classifier, val_images)
-        accuracy = balanced_accuracy(logits, val_labels)
-        return {"balanced_accuracy": accuracy}, None
-
-    folder = fit(
-        classifier,
-        run=run,
-        config={
-            "kind": "classifier",
-            "images": fingerprint(images[:]),
-            "labels": fingerprint(labels),
-            "seed": seed,
-            "model": classifier.config,
-        },
-        schedule=Schedule(lr=2e-3, warmup=100, cosine=True, average=0.999),
-        epochs=epochs,
-        steps_per_epoch=-(-len(labels) // size),
-        batches_of=batches_of,
-        loss_of=loss_of,
-        after_epoch=after_epoch,
-        device=device,
-        seed=seed,
-        progress=progress or Progress(),
-        lr=lr,
-        extend=extend,
-    )
-    classifier.to("cpu").eval()
-    notes = {"data": source, "seed": seed, "epoch": epochs, "epochs": epochs, "finished": True}
-    save_model(classifier, folder / "classifier.safetensors", **notes)
-    return classifier

@@ -1,47 +1,48 @@
-"""Chapter 3: an image becomes 256 codes, and 256 codes become an image.
+"""The VQ-VAE: encoder, vector quantizer and decoder, with the report's layers or deeper ones.
 
-The layers are the report's: five convolutions that halve the image take 256x256x3 to 8x8x256, a
-quantizer turns each of the 64 positions into four codes of 9 bits, and five transposed convolutions
-(which make small maps *larger*) lead back. 256 codes x 9 bits = 288 bytes, whatever was in the
-image.
+The encoder maps 256x256x3 pixels to an 8x8x256 feature map, the quantizer of `quantizer.py` turns
+each of the 64 positions into four 9-bit codes (256 codes, 288 bytes for every image), and the
+decoder maps codes back to pixels. `codes` and `pixelcnn` build on these codes.
 
-Two readings of the same layers, by name:
-- `VQVAE()` is the workbook's: pixels in [0, 1] in and out, no ReLU before the quantizer, a codebook
-  for each slot that starts from data and restarts idle codes.
-- `VQVAE.report()` is the report's, flaws included: the target is normalised and so lies mostly
-  outside the sigmoid's [0, 1], one randomly started codebook is shared by all slots.
+There are three configurations:
+- `VQVAE()`, the workbook's: pixels in [0, 1] as input and target, no ReLU before the quantizer,
+  one codebook per slot that is initialized from data, and restarts of unused codes.
+- `VQVAE.report()`, the report's, including its flaws: the target is normalised and therefore lies
+  mostly outside the sigmoid's range [0, 1]; one randomly initialized codebook for all slots.
+- `VQVAE.deep()`: the layers of `beyond.deep` around the same quantizer.
 
-`VQVAE.deep()` has other layers around the same quantizer; `deep.py` tells of them.
+Paper: van den Oord, Vinyals and Kavukcuoglu, "Neural Discrete Representation Learning" (2017),
+arXiv:1711.00937.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .deep import DeepDecoder, DeepEncoder, start_as_linear_codec
+from .checkpoints import register_model
 from .quantizer import VectorQuantizer, check_finite, codebook_fingerprint
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CHANNELS = (3, 32, 64, 128, 256, 256)
 DOWNSCALE = 32  # five layers of stride 2
-# How far pixels may lie outside [0, 1]. Bicubic scaling overshoots at edges, by about 0.2 at most,
-# and does no harm; bytes (0..255), [-1, 1] and ImageNet's normalisation lie further outside.
+# Tolerance for pixels outside [0, 1]. Bicubic resizing overshoots at edges by at most about 0.2,
+# which is harmless. Bytes (0..255), [-1, 1] and ImageNet's normalisation are farther outside.
 OVERSHOOT = 0.25
 
 
 class Encoder(nn.Sequential):
     """Images (B, 3, H, W) to feature maps (B, 256, H/32, W/32).
 
-    Five Conv2d 4x4, stride 2, padding 1; BatchNorm and ReLU after the first four. The report has a
-    ReLU after the fifth too (`final_relu`): then no latent is ever negative, and a 64-dimensional
-    code has one of the space's 2^64 orthants to live in.
+    Five Conv2d 4x4, stride 2, padding 1; BatchNorm and ReLU after the first four. The report adds a
+    ReLU after the fifth (`final_relu`). Then no component of a latent vector is negative, and all
+    64-dimensional latent vectors lie in one of the 2^64 orthants of the space.
     """
 
     def __init__(self, final_relu: bool = False) -> None:
@@ -54,10 +55,10 @@ class Encoder(nn.Sequential):
 
 
 class Decoder(nn.Sequential):
-    """Feature maps (B, 256, h, w) to values in [0, 1], (B, 3, 32h, 32w).
+    """Feature maps (B, 256, h, w) to outputs in [0, 1], (B, 3, 32h, 32w).
 
-    Five ConvTranspose2d 4x4, stride 2, padding 1; BatchNorm and ReLU after the first four, sigmoid
-    after the last.
+    Five ConvTranspose2d 4x4, stride 2, padding 1, each of which doubles height and width; BatchNorm
+    and ReLU after the first four, sigmoid after the last.
     """
 
     def __init__(self) -> None:
@@ -68,37 +69,58 @@ class Decoder(nn.Sequential):
         super().__init__(*layers)
 
 
+class Network(NamedTuple):
+    """The layers around a quantizer. Features are (B, CHANNELS[-1], H/32, W/32)."""
+
+    encoder: Callable[[bool], nn.Module]  # called with `final_relu`
+    decoder: Callable[[], nn.Module]
+    # Called with (encoder, decoder, images, slots); None: the network starts from random weights.
+    initialize: Callable[[nn.Module, nn.Module, Tensor, int], None] | None = None
+
+
+# The choices for `VQVAE(network=...)`; `beyond.deep` adds "deep".
+NETWORKS: dict[str, Network] = {"report": Network(Encoder, Decoder)}
+
+
 class VQVAEOutput(NamedTuple):
-    """What `VQVAE.forward` returns."""
+    """Output of `VQVAE.forward`."""
 
     reconstruction: Tensor  # (B, 3, H, W), pixels in [0, 1]
-    raw: Tensor  # (B, 3, H, W), the decoder's own output, before it is made pixels
+    raw: Tensor  # (B, 3, H, W), output of the decoder, before it is mapped to pixels
     loss: Tensor  # scalar: reconstruction_loss / data_variance + vq_loss
-    reconstruction_loss: Tensor  # scalar; MSE in the units of the target
-    vq_loss: Tensor  # scalar
+    reconstruction_loss: Tensor  # scalar: MSE between raw and target, in the units of the target
+    vq_loss: Tensor  # scalar: commitment loss (and codebook loss) of the quantizer
     codes: Tensor  # int64 (B, H/32, W/32, 4)
     perplexity: Tensor  # scalar, of this batch
 
 
+@register_model
 class VQVAE(nn.Module):
     """Encoder, vector quantizer, decoder.
 
     Args:
         num_embeddings, embedding_dim, commitment_cost: see `VectorQuantizer`.
-        normalize: the report's input: (x - ImageNet mean) / std goes into the encoder *and* is the
+        normalize: as in the report, (x - ImageNet mean) / std is the encoder's input *and* the
             target of a decoder that ends in a sigmoid.
         final_relu: see `Encoder`.
-        data_variance: what the reconstruction loss is divided by before the quantizer's loss is
-            added. Without it, an MSE of 0.002 is nothing beside the commitment loss, and the
-            encoder shrinks its latents instead of describing the image. 0.025 is the variance of
-            HAM10000 pixels in [0, 1]; 1 suits the report's normalised ones.
+        data_variance: divisor of the reconstruction loss, applied before the quantizer's loss is
+            added. Without it, an MSE of 0.002 is small compared with the commitment loss, which the
+            encoder can also reduce by shrinking its outputs. 0.025 is about the variance of
+            HAM10000 pixels in [0, 1], as the mean over the three channels; 1 suits the report's
+            normalised pixels.
         ema_decay, codebooks, data_init, restart_after: see `VectorQuantizer`; `codebooks=None`
-            makes one for each slot.
-        network: whose layers, the report's or those of `deep.py`.
+            means one codebook per slot.
+        network: "report" for the report's layers, "deep" for those of `beyond.deep`.
 
     Raises:
-        ValueError: another `network`.
+        ValueError: `network` is not in NETWORKS.
     """
+
+    # Patterns of parameter names in files of earlier versions, for `load_model`.
+    renamed_parameters: ClassVar[dict[str, str]] = {
+        r"^quantizer\.ema_count$": "quantizer.ema_cluster_size",
+        r"^quantizer\.idle$": "quantizer.steps_unused",
+    }
 
     def __init__(
         self,
@@ -113,14 +135,14 @@ class VQVAE(nn.Module):
         codebooks: int | None = None,
         data_init: bool = True,
         restart_after: int | None = 20,
-        network: Literal["report", "deep"] = "report",
+        network: str = "report",
     ) -> None:
         super().__init__()
-        if network not in ("report", "deep"):
-            raise ValueError(f'network must be "report" or "deep", got {network!r}')
+        if network not in NETWORKS:
+            raise ValueError(f"network must be one of {', '.join(NETWORKS)}, got {network!r}")
         self.slots = CHANNELS[-1] // embedding_dim
         codebooks = self.slots if codebooks is None else codebooks
-        # Kept so that a file of weights can say how to build the model they fit.
+        # Saved with the weights, so that `load_model` can build the model.
         self.config: dict[str, Any] = {
             "num_embeddings": num_embeddings,
             "embedding_dim": embedding_dim,
@@ -134,8 +156,7 @@ class VQVAE(nn.Module):
             "restart_after": restart_after,
             "network": network,
         }
-        deep = network == "deep"
-        self.encoder = DeepEncoder(CHANNELS[-1]) if deep else Encoder(final_relu)
+        self.encoder = NETWORKS[network].encoder(final_relu)
         self.quantizer = VectorQuantizer(
             num_embeddings,
             embedding_dim,
@@ -145,16 +166,19 @@ class VQVAE(nn.Module):
             data_init=data_init,
             restart_after=restart_after,
         )
-        self.decoder = DeepDecoder(CHANNELS[-1]) if deep else Decoder()
+        self.decoder = NETWORKS[network].decoder()
         self.normalize, self.data_variance = normalize, data_variance
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
 
     @classmethod
     def report(cls, ema_decay: float | None = 0.99) -> VQVAE:
-        """The report's model: 3,545,155 parameters, of which 65,536 are the codebook and its EMA
-        accumulator (512 x 64 each). With `ema_decay=None`, the gradient codebook that the report's
-        text describes but its count contradicts (3,512,387 parameters)."""
+        """The report's model, with 3,545,155 parameters.
+
+        65,536 of them are the codebook and its EMA accumulator (512 x 64 each). With
+        `ema_decay=None` the codebook is trained by gradient descent. That is what the report's text
+        describes, but it gives 3,512,387 parameters and so contradicts the report's count.
+        """
         return cls(
             normalize=True,
             final_relu=True,
@@ -167,46 +191,54 @@ class VQVAE(nn.Module):
 
     @classmethod
     def deep(cls) -> VQVAE:
-        """The workbook's best model at 288 bytes; call `start_from` before training it."""
+        """The workbook's best model at 288 bytes; call `initialize_from_data` before training."""
         return cls(network="deep")
 
     @property
     def codebook_fingerprint(self) -> str:
-        """16 hex digits by which to know the codebook; codes and priors fit one codebook only."""
+        """Fingerprint of the codebook, 16 hex digits. Codes and priors belong to one codebook."""
         return codebook_fingerprint(self.quantizer.codebook)
 
     @torch.no_grad()
-    def start_from(self, images: Tensor) -> None:
-        """Start a deep model as a linear codec: principal components, and k-means codebooks.
+    def initialize_from_data(self, images: Tensor) -> None:
+        """Initialize a deep model as a linear transform codec.
+
+        The encoder becomes a projection to principal components, the decoder its inverse, and the
+        codebooks are computed by k-means.
 
         Args:
-            images: float32 (B, 3, H, W), pixels in [0, 1]; some hundreds, of the training split.
+            images: float32 (B, 3, H, W), pixels in [0, 1]; a few hundred of the training split.
 
         Raises:
-            ValueError: images that `encode` would refuse, or a model with the report's layers.
+            ValueError: the images are not valid, see `encode`, or the model has the report's
+                layers.
         """
-        if self.config["network"] != "deep":
-            raise ValueError('only network="deep" can start as a linear codec')
-        target = self._target(images, check_range=True)
-        start_as_linear_codec(self.encoder, self.decoder, target, self.slots)
-        latents = [self.encoder(part) for part in target.split(32)]
-        self.quantizer.start_from(torch.cat(latents))
+        initialize = NETWORKS[self.config["network"]].initialize
+        if initialize is None:
+            raise ValueError(
+                f"the network {self.config['network']!r} can't be initialized from images: use "
+                'network="deep", or train it from its random weights'
+            )
+        target = self._prepare_input(images, check_range=True)
+        initialize(self.encoder, self.decoder, target, self.slots)
+        latents = [self.encoder(batch) for batch in target.split(32)]
+        self.quantizer.initialize_with_k_means(torch.cat(latents))
 
     def forward(self, images: Tensor) -> VQVAEOutput:
-        """Encode, quantize, decode, and say how far off the result is.
+        """Encode, quantize and decode images, and compute the losses.
 
         Args:
             images: float32 (B, 3, H, W), pixels in [0, 1], H and W divisible by 32.
 
         Raises:
-            ValueError: wrong shape or dtype, or no image. In eval() also: pixels that are not
-                finite or far outside [0, 1], and weights that make the loss NaN or infinite. In
-                train() these are left to the training loop, which looks at the loss of each step:
-                another look would make a GPU wait.
+            ValueError: wrong shape or dtype, or an empty batch. In eval() mode also: pixels that
+                are not finite or far outside [0, 1], and weights that make the loss NaN or
+                infinite. In train() mode these are not checked here, because the training loop
+                checks the loss of each step, and another check would make a GPU wait.
         """
-        target = self._target(images, check_range=not self.training)
+        target = self._prepare_input(images, check_range=not self.training)
         quantized = self.quantizer(self.encoder(target))
-        raw = self.decoder(quantized.vectors).float()
+        raw = self.decoder(quantized.quantized).float()
         reconstruction_loss = F.mse_loss(raw, target)
         if not self.training:
             check_finite(reconstruction_loss + quantized.loss, "the loss of these images")
@@ -216,13 +248,15 @@ class VQVAE(nn.Module):
             reconstruction_loss / self.data_variance + quantized.loss,
             reconstruction_loss,
             quantized.loss,
-            quantized.codes,
+            quantized.encoding_indices,
             quantized.perplexity,
         )
 
     def encode(self, images: Tensor) -> Tensor:
-        """Images to codes, always as in eval(): an image's codes do not depend on its neighbours
-        in the batch, and no statistics are updated. The model stays in the mode it is in.
+        """Codes of images, always computed in eval() mode.
+
+        The codes of an image do not depend on the other images of the batch, and no statistics are
+        updated. The model stays in the mode it is in.
 
         Args:
             images: float32 (B, 3, H, W), pixels in [0, 1], H and W divisible by 32.
@@ -231,16 +265,16 @@ class VQVAE(nn.Module):
             int64 (B, H/32, W/32, 4).
 
         Raises:
-            ValueError: wrong shape or dtype, no image, pixels that are not finite or far outside
-                [0, 1], or weights that make the features NaN or infinite.
+            ValueError: wrong shape or dtype, an empty batch, pixels that are not finite or far
+                outside [0, 1], or weights that make the features NaN or infinite.
         """
-        with evaluating(self):
-            target = self._target(images, check_range=True)
+        with eval_mode(self):
+            target = self._prepare_input(images, check_range=True)
             codes = self.quantizer.encode(self.encoder(target))
         return codes.clone()
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Codes to images, always as in eval(). The model stays in the mode it is in.
+        """Images from codes, always computed in eval() mode; the model stays in the mode it is in.
 
         Args:
             codes: int64 (B, h, w, 4), values in 0..num_embeddings-1.
@@ -257,22 +291,22 @@ class VQVAE(nn.Module):
                 f"codes must be int64 (B, h, w, {self.slots}), got {codes.dtype} "
                 f"{tuple(codes.shape)}"
             )
-        # Waits for the answer on a GPU too, where `lookup` would stop the device.
+        # Checked here, because on a GPU `quantize` would only trigger a device-side assert.
         if codes.numel() and not 0 <= codes.min() <= codes.max() < self.config["num_embeddings"]:
             raise ValueError(
                 f"codes must lie in 0..{self.config['num_embeddings'] - 1}, got "
                 f"{int(codes.min())}..{int(codes.max())}"
             )
-        with evaluating(self):
-            raw = self.decoder(self.quantizer.lookup(codes)).float()
+        with eval_mode(self):
+            raw = self.decoder(self.quantizer.quantize(codes)).float()
             check_finite(raw, "the decoder's output")
         return self._to_pixels(raw)
 
-    def _target(self, images: Tensor, check_range: bool) -> Tensor:
-        """What the model encodes and rebuilds: the images, normalised if the model is the report's.
+    def _prepare_input(self, images: Tensor, check_range: bool) -> Tensor:
+        """Input and target of the model: the images, normalised if `normalize` is set.
 
         Args:
-            check_range: look at the pixels too, for which a GPU has to be waited for.
+            check_range: also check the pixel values; on a GPU this waits for the result.
         """
         if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.float32:
             raise ValueError(
@@ -285,11 +319,11 @@ class VQVAE(nn.Module):
                 f"{DOWNSCALE}, got {tuple(images.shape)}"
             )
         if check_range:
-            low, high = (float(end) for end in images.aminmax())  # NaN if any pixel is
+            low, high = (float(value) for value in images.aminmax())  # NaN if any pixel is NaN
             if not -OVERSHOOT <= low <= high <= 1 + OVERSHOOT:
                 raise ValueError(
                     f"images must have pixels in [0, 1], got {low:g}..{high:g}: divide values in "
-                    "0..255 by 255, and do not normalise (the model does so itself if need be)"
+                    "0..255 by 255, and do not normalise (the model does this if it is needed)"
                 )
         return (images - self.mean) / self.std if self.normalize else images
 
@@ -298,12 +332,15 @@ class VQVAE(nn.Module):
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[torch.device]:
-    """A block in which a model is in eval() and keeps nothing for gradients. At its end, be that an
-    error, each of its modules is back in the mode it was in.
+def eval_mode(model: nn.Module) -> Iterator[torch.device]:
+    """Context in which a model is in eval() mode and no gradients are recorded.
 
-    Gives the device that the model is on. Tensors made inside are read-only for autograd and for
-    changes in place: what leaves a function is made outside, or cloned there.
+    At the end of the block, even after an error, each of its modules returns to its previous mode.
+
+    Yields:
+        The device of the model. Tensors that are created in the block are inference tensors: they
+        can't be used by autograd or changed in place afterwards. A function that returns such a
+        tensor must create it outside the block or clone it there.
     """
     training = [module for module in model.modules() if module.training]
     for module in training:

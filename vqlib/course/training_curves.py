@@ -1,0 +1,212 @@
+"""Training curves: live in a notebook while a model trains, and from the log of a run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from itertools import cycle
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from ..checkpoints import read_log
+
+WIDTH = 9.0  # inches: the width of a notebook
+# Short, because runs of a few hundred batches are shown: a longer window would lag.
+MOVING_AVERAGE_BATCHES = 20
+MOVING_AVERAGE_LABEL = f"mean of the last {MOVING_AVERAGE_BATCHES} batches"
+
+
+def to_image_array(image: Tensor) -> np.ndarray:
+    """Array for imshow, (H, W, 3) or (H, W), of an image (3, H, W) or (H, W), float or uint8."""
+    image = image.detach().cpu()
+    image = image.movedim(0, -1) if image.ndim == 3 else image
+    return image.clamp(0, 1).numpy() if image.is_floating_point() else image.numpy()
+
+
+def moving_average(values: Sequence[float], width: int) -> np.ndarray:
+    """Mean over the last `width` values; at the beginning over all values so far."""
+    total = np.cumsum(np.insert(np.asarray(values, dtype=float), 0, 0.0))
+    end = np.arange(1, len(values) + 1)
+    start = np.maximum(end - width, 0)
+    return (total[end] - total[start]) / (end - start)
+
+
+def plot_log(run: str | Path, keys: Sequence[str] | None = None) -> Figure:
+    """Plot the scalars that a run has logged against the step, with held-out values as dots.
+
+    It replaces the report's hosted logging service: the log is a local file of the run.
+
+    Args:
+        run: name or folder of the run.
+        keys: scalars to plot; all if None.
+
+    Raises:
+        DataError: there is no log, or it contains no step yet.
+        ValueError: the log does not contain one of the keys.
+    """
+    steps, epochs = read_log(run)
+    logged = [k for k in steps[0] if k not in ("step", "epoch")]
+    if unknown := set(keys or ()) - set(logged):
+        raise ValueError(f"{sorted(unknown)} not in the log of {run}; available: {logged}")
+    keys = keys or logged
+    figure, axes = plt.subplots(1, len(keys), figsize=(WIDTH, 2.8), squeeze=False)
+    for axis, key in zip(axes.flat, keys, strict=True):
+        values = [line[key] for line in steps]
+        step_numbers = [line["step"] for line in steps]
+        axis.plot(step_numbers, values, alpha=0.25, color="C0")
+        means = moving_average(values, MOVING_AVERAGE_BATCHES)
+        axis.plot(step_numbers, means, color="C0", label=MOVING_AVERAGE_LABEL)
+        held_out = [(x["step"], x["held_out"][key]) for x in epochs if key in x["held_out"]]
+        if held_out:
+            axis.plot(*zip(*held_out, strict=True), "o", color="C1", label="held out")
+        if "loss" in key:
+            _log_scale(axis, values)
+        axis.set(title=key.replace("_", " "), xlabel="step")
+    labelled = [pair for a in axes.flat for pair in zip(*a.get_legend_handles_labels())]
+    legend = {label: handle for handle, label in labelled}  # each label once
+    figure.legend(legend.values(), legend.keys(), ncols=2, loc="outside lower center", fontsize=8)
+    figure.suptitle(f"run {Path(run).name}")
+    return figure
+
+
+def _log_scale(axis: Axes, values: Sequence[float]) -> None:
+    """Use a logarithmic axis if the values span at least half a decade, with labels at 1, 2, 3 and
+    5 of each decade. With a smaller range, a logarithmic axis would have almost no labels."""
+    if not 0 < 3 * min(values) < max(values):
+        return
+    axis.set_yscale("log")
+    for set_formatter in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+        set_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "1235" else "")
+    axis.tick_params(axis="y", which="minor", labelsize=8)
+
+
+class LiveTraining:
+    """Live training curve in a notebook, with the remaining time.
+
+    One figure is updated in place, at most every `every` seconds. After each epoch it shows
+    held-out images above their reconstructions. It has the methods of `training.Progress`.
+    """
+
+    def __init__(
+        self,
+        key: str = "loss",
+        label: str | None = None,
+        every: float = 2.0,
+        with_images: bool = True,  # False for a prior, which has no images
+        floor: float | None = None,  # lower bound of the value, shown as a line
+    ) -> None:
+        self.key, self.label, self.every = key, label or key.replace("_", " "), every
+        self.with_images, self.floor = with_images, floor
+
+    def start(self, title: str, total: int, done: int) -> None:
+        from IPython.display import display
+
+        self.values: list[float] = []
+        self.held_out: list[tuple[int, dict[str, float]]] = []
+        self.lines: list[str] = []
+        print(title)
+        self.total, self.first_step, self.current_step = total, done, done
+        self.start_time = self.last_draw_time = time.monotonic()
+        if self.with_images:
+            self.figure, (self.curve_axis, self.image_axis) = plt.subplots(
+                2, 1, figsize=(WIDTH, 5.2), height_ratios=[1.3, 1]
+            )
+            self.image_axis.axis("off")
+        else:
+            self.figure, self.curve_axis = plt.subplots()
+        self._draw()
+        self.handle = display(self.figure, display_id=True)
+
+    def step(self, step: int, logs: dict[str, float]) -> None:
+        self.current_step = step
+        self.values.append(logs[self.key])
+        if time.monotonic() - self.last_draw_time > self.every:
+            self._draw()
+            self.handle.update(self.figure)
+
+    def report_mean_loss(self, line: str) -> None:
+        self.lines.append(line)
+
+    def epoch(self, logs: dict[str, float], images: Tensor | None) -> None:
+        self.held_out.append((self.current_step, logs))
+        if images is not None and self.with_images:
+            grid = make_grid(images, nrow=len(images) // 2, padding=4, pad_value=1.0)
+            self.image_axis.cla()
+            self.image_axis.imshow(to_image_array(grid), interpolation="antialiased")
+            title = "held-out images (top) and their reconstructions (bottom)"
+            self.image_axis.set_title(title, fontsize=9)
+            self.image_axis.axis("off")
+
+    def close(self) -> None:
+        self._draw()
+        self.handle.update(self.figure)
+        plt.close(self.figure)  # otherwise the inline backend shows it a second time
+        for line in self.lines[-3:]:
+            print(line)
+        if self.held_out:
+            results = ", ".join(f"{k} {v:.4g}" for k, v in self.held_out[-1][1].items())
+            print(f"held out: {results}")
+
+    def _draw(self) -> None:
+        self.last_draw_time = time.monotonic()
+        axis = self.curve_axis
+        axis.cla()
+        step_numbers = np.arange(len(self.values)) + self.first_step + 1
+        if self.values:
+            axis.plot(step_numbers, self.values, alpha=0.25, color="C0")
+            means = moving_average(self.values, MOVING_AVERAGE_BATCHES)
+            axis.plot(step_numbers, means, color="C0", label=MOVING_AVERAGE_LABEL)
+            held_out = [(s, logs[self.key]) for s, logs in self.held_out if self.key in logs]
+            if held_out:
+                axis.plot(*zip(*held_out, strict=True), "o", color="C1", label="held out")
+            if self.floor is not None:
+                label = f"lower bound {self.floor:.3f}"
+                axis.axhline(self.floor, color="C3", ls="--", label=label)
+            axis.legend(fontsize=8, loc="best")
+            if "loss" in self.key:
+                _log_scale(axis, self.values)
+        done, remaining = self.current_step - self.first_step, self.total - self.current_step
+        seconds_left = (self.last_draw_time - self.start_time) / done * remaining if done else 0.0
+        time_left = f", about {seconds_left:.0f} s left" if seconds_left >= 1 else ""
+        axis.set(
+            title=f"step {self.current_step} of {self.total}{time_left}",
+            xlabel="step",
+            ylabel=self.label,
+            xlim=(0, self.total),
+        )
+
+
+def plot_bits_by_epoch(run: str | Path, baselines: dict[str, float]) -> Figure:
+    """Plot the bits per code of a prior's run on training and validation codes.
+
+    Args:
+        run: name or folder of the run.
+        baselines: bits per code of other models, by name; each is a horizontal line.
+
+    Raises:
+        DataError: there is no log, or it contains no step yet.
+    """
+    steps, epochs = read_log(run)
+    figure, axis = plt.subplots()
+    held_out = [line["held_out"]["bits_per_code"] for line in epochs]
+    axis.plot([x["step"] for x in steps], [x["bits_per_code"] for x in steps], alpha=0.2)
+    means = moving_average([x["bits_per_code"] for x in steps], 50)
+    axis.plot([x["step"] for x in steps], means, color="C0", label="training, mean of 50 batches")
+    epoch_ends = [line["step"] for line in epochs]
+    axis.plot(epoch_ends, held_out, "o-", color="C1", label="validation, after each epoch")
+    if held_out:
+        best = int(np.argmin(held_out))
+        label = "epoch whose weights are kept"
+        axis.plot(epoch_ends[best], held_out[best], "*", ms=15, color="C3", label=label)
+    styles = cycle((":", "--", "-.", (0, (6, 1))))
+    for style, (name, bits) in zip(styles, baselines.items(), strict=False):
+        axis.axhline(bits, color="grey", ls=style, label=f"{name}: {bits:.2f}")
+    axis.set(title="Bits per code", xlabel="step", ylabel="bits per code")
+    axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure

@@ -1,0 +1,298 @@
+"""The results table: all methods on the same held-out images, with the same number of bytes.
+
+`python -m vqlib evaluate` prints the table. README and the notebooks quote the committed results in
+data/results, which `save_results` writes and `load_results` reads.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..checkpoints import REPOSITORY
+from ..codes import SPLITS, EncodedDataset, encode_dataset
+from ..data import ImageDataset, Pixels
+from ..metrics import (
+    FeatureExtractor,
+    ImageMetrics,
+    ReconstructionMetrics,
+    baseline_bits,
+    code_bits,
+    evaluate_vqvae,
+    paired_bootstrap_interval,
+)
+from ..pixelcnn import PixelCNN
+from ..vqvae import VQVAE
+from .codecs import (
+    CODECS,
+    CompressedImage,
+    best_within_budget,
+    evaluate_codec,
+    mean_colour,
+    raw_thumbnail,
+    smallest_at_psnr,
+)
+from .entropy_coding import compress
+from .generation import as_text as samples_as_text
+from .generation import evaluate_samples
+
+RESULTS = REPOSITORY / "data" / "results"
+# The only one of the codecs whose whole file is within the budget for all images of val and test.
+BASELINE_CODEC = "WebP"
+AVIF = f"AVIF speed {CODECS['AVIF']['speed']}"  # slower settings compress better; not measured
+NUM_FILE_IMAGES = 100  # images for which files of equal PSNR are searched
+
+
+def baselines(budget: int) -> dict[str, Callable[[Image.Image], CompressedImage | None]]:
+    """Baselines of the results table, name -> codec, each with `budget` bytes per image.
+
+    The codecs are searched as described in `best_within_budget`, with the options in `CODECS`.
+    Stronger baselines may exist.
+    """
+    codecs = {"JPEG": "JPEG", BASELINE_CODEC: BASELINE_CODEC, AVIF: "AVIF"}
+    return {
+        "mean colour": mean_colour,
+        "raw thumbnail": partial(raw_thumbnail, budget=budget),
+        **{name: partial(best_within_budget, codec=codecs[name], budget=budget) for name in codecs},
+        **{
+            f"{name}, headers free": partial(
+                best_within_budget, codec=codecs[name], budget=budget, headers=False
+            )
+            for name in ("JPEG", AVIF)
+        },
+    }
+
+
+def evaluate(
+    data: ImageDataset,
+    models: Mapping[str, VQVAE],
+    prior: PixelCNN | None = None,
+    extractor: FeatureExtractor | None = None,
+    *,
+    size: int = 256,
+    split: str = "val",
+    other_sets: Mapping[str, Callable[[int], Tensor]] | None = None,
+    prior_classes: Sequence[str] | None = None,
+    progress: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Evaluate all baselines and models, and optionally the prior and its samples.
+
+    Args:
+        data: any data set; it is split by group (lesion), with the default fractions. A model that
+            was trained with another split may have seen images of `split` in training.
+        models: name -> VQVAE. The number of bytes of the first one is the budget of the baselines.
+        prior: trained on codes of the *first* model.
+        extractor: feature extractor for the evaluation of samples.
+        size: pixels of a side.
+        split: "train", "val" or "test".
+        other_sets: see `evaluate_samples`.
+        prior_classes: names of the classes that the prior was trained with; None if they are those
+            of `data`. If they are others, the prior is used without labels and its samples are not
+            evaluated.
+        progress: called with the name of each finished row.
+
+    Returns:
+        JSON-compatible results: "rows", name -> metrics, or only "n", the number of images with a
+        file in the budget, if that is not all of them; with a prior "bits_per_code", and "files",
+        the number of bytes at equal PSNR; with an extractor "samples", see `evaluate_samples`;
+        "skipped", what was not measured and why, if there is such a thing; "psnr_db_of", name ->
+        image id -> dB (None where no file is within the budget).
+    """
+    pixels, parts = data.pixels(size), data.split()
+    indices = parts[SPLITS.index(split)]
+    first_name, first_model = next(iter(models.items()))
+    model_metrics: dict[str, ImageMetrics] = {}
+    for name, model in models.items():
+        model_metrics[name] = evaluate_vqvae(model, pixels, indices)
+        progress(name)
+    budget = round(float(model_metrics[first_name].bytes[0]))
+    baseline_metrics = {}
+    for name, compress_image in baselines(budget).items():
+        baseline_metrics[name] = evaluate_codec(compress_image, pixels, indices)
+        progress(name)
+    all_metrics = baseline_metrics | model_metrics
+    result: dict[str, Any] = {
+        "data": repr(data),
+        "split": split,
+        "n": len(indices),
+        "size": size,
+        "budget_bytes": budget,
+        "rows": {
+            name: _result_row(metrics, all_metrics[BASELINE_CODEC])
+            for name, metrics in all_metrics.items()
+        },
+    }
+    if prior is not None:
+        encoded = encode_dataset(first_model, data, size, split=parts)
+        same_classes = prior_classes is None or tuple(prior_classes) == data.classes
+        if not same_classes:
+            encoded.labels = torch.full_like(encoded.labels, prior.num_classes)  # no label
+            result["skipped"] = {
+                "samples": f"the prior was trained with the classes {', '.join(prior_classes)}, "
+                f"and these images have {', '.join(data.classes) or 'none'}"
+            }
+        result["bits_per_code"] = _prior_bits(
+            prior, encoded.codes, encoded.labels, parts.train, indices
+        )
+        progress("prior")
+        subset = torch.linspace(0, len(indices) - 1, min(NUM_FILE_IMAGES, len(indices))).long()
+        psnr = all_metrics[first_name].psnr[subset]
+        files = _compare_file_sizes(prior, encoded, pixels, indices[subset], psnr)
+        if files is not None:
+            result["files"] = files
+        progress("files")
+        if extractor is not None and same_classes:
+            result["samples"] = evaluate_samples(
+                data,
+                encoded,
+                first_model,
+                prior,
+                extractor,
+                size=size,
+                split=split,
+                other_sets=other_sets,
+                progress=progress,
+            )
+    ids = [data.image_ids[i] for i in indices.tolist()]
+    result["psnr_db_of"] = {
+        name: {i: None if x != x else round(x, 3) for i, x in zip(ids, metrics.psnr.tolist())}
+        for name, metrics in all_metrics.items()
+    }
+    return result
+
+
+def _result_row(metrics: ImageMetrics, baseline: ImageMetrics) -> dict[str, Any]:
+    row: dict[str, Any] = metrics.summary()
+    if row["n"] < len(metrics.psnr):
+        return {"n": row["n"]}  # no means, because the other rows' means are over more images
+    row["bytes"] = float(metrics.bytes.mean())
+    if isinstance(metrics, ReconstructionMetrics):
+        all_fit = not baseline.psnr.isnan().any()
+        row["psnr_above_rival_db"] = (
+            paired_bootstrap_interval(metrics.psnr, baseline.psnr) if all_fit else None
+        )
+        row["ssim_above_rival"] = (
+            paired_bootstrap_interval(metrics.ssim, baseline.ssim) if all_fit else None
+        )
+    return row
+
+
+def _prior_bits(
+    prior: PixelCNN, codes: Tensor, labels: Tensor, train: Tensor, held_out: Tensor
+) -> dict[str, float]:
+    bits = code_bits(prior, codes[held_out], labels[held_out])
+    labelled = bool((labels[held_out] < prior.num_classes).all())
+    return baseline_bits(codes[train], codes[held_out], prior.num_embeddings) | {
+        "prior, given the class" if labelled else "prior": float(bits.mean()),
+        "bytes per image": float(bits.flatten(1).sum(1).mean() / 8),
+    }
+
+
+def _compare_file_sizes(
+    prior: PixelCNN, encoded: EncodedDataset, pixels: Pixels, indices: Tensor, psnr: Tensor
+) -> dict[str, Any] | None:
+    """Sizes of compressed files: codes written with the prior, and WebP files of the same PSNR.
+    Images for which WebP does not reach the PSNR are left out."""
+
+    def codec_bytes_at(index: int, psnr_db: float) -> int | None:
+        image = Image.fromarray(pixels[index].permute(1, 2, 0).numpy())
+        try:
+            return smallest_at_psnr(image, BASELINE_CODEC, psnr_db).num_bytes
+        except ValueError:
+            return None
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # the codecs release the GIL
+        codec_bytes = list(pool.map(codec_bytes_at, indices.tolist(), psnr.tolist()))
+    reached = torch.tensor([size is not None for size in codec_bytes])
+    codec_bytes = [size for size in codec_bytes if size is not None]
+    indices, psnr = indices[reached], psnr[reached]
+    if not len(indices):
+        return None
+    prior_bytes = []
+    for i in indices.tolist():
+        codes, label = encoded[i]
+        label = None if label == prior.num_classes else int(label)
+        prior_bytes.append(len(compress(prior, codes, label)))
+    return {
+        "n": len(indices),
+        "psnr_db": float(psnr.mean()),
+        "ours": sum(prior_bytes) / len(prior_bytes),
+        BASELINE_CODEC: sum(codec_bytes) / len(codec_bytes),
+        "ours_minus_rival": paired_bootstrap_interval(
+            torch.tensor(prior_bytes), torch.tensor(codec_bytes)
+        ),
+    }
+
+
+def save_results(name: str, content: Any) -> None:
+    """Write results, anything that JSON can represent, to data/results/`name`.json."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+
+
+def load_results(name: str, default: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Read results that `save_results` has written.
+
+    Args:
+        name: name of the file without suffix.
+        default: returned if the file does not exist.
+
+    Raises:
+        FileNotFoundError: no such file and no default. The message lists the existing names.
+    """
+    path = RESULTS / f"{name}.json"
+    if not path.is_file():
+        if default is not None:
+            return default
+        names = sorted(p.stem for p in RESULTS.glob("*.json"))
+        raise FileNotFoundError(f"{path} does not exist; available: {names or 'none'}")
+    return json.loads(path.read_text())
+
+
+def as_text(result: Mapping[str, Any]) -> str:
+    """The results as a text table."""
+    lines = [
+        f"measured on {result['data'].strip('<>')}",
+        f"split {result['split']}, n = {result['n']}, {result['size']} px, at most "
+        f"{result['budget_bytes']} bytes per image\n",
+        f"{'':28}{'n':>5}{'bytes':>7}{'PSNR dB':>9}{'SSIM':>7}"
+        f"{f'  above {BASELINE_CODEC}, dB (95 %)':28}{'codes used':>10}{'perplexity':>12}",
+    ]
+    for name, row in result["rows"].items():
+        line = f"{name:28}{row['n']:5}"
+        if "psnr_db" in row:
+            line += f"{row['bytes']:7.0f}{row['psnr_db']:9.2f}{row['ssim']:7.3f}"
+        if "codes_used" in row:
+            above = row["psnr_above_rival_db"]
+            above = "" if above is None else "  {:+.2f} ({:+.2f} .. {:+.2f})".format(*above)
+            line += f"{above:28}"
+            line += f"{row['codes_used']:10}{row['perplexity']:12.0f}"
+        lines.append(line)
+    lines += [f"{name}: {row['note']}" for name, row in result["rows"].items() if "note" in row]
+    lines.append(
+        "\nn: images with a file in the budget; a row has no means if these are not all images. "
+        "PSNR and SSIM of\n8-bit pixels. Compare an SSIM with that of the mean colour, not with 0: "
+        "in smooth windows a flat\ncolour scores high (see `vqlib.metrics.ssim`)."
+    )
+    if "bits_per_code" in result:
+        lines.append("\nbits per code")
+        lines += [f"  {name:24}{value:8.3f}" for name, value in result["bits_per_code"].items()]
+    if "files" in result:
+        files = result["files"]
+        lines.append(
+            f"\nfiles of equal PSNR ({files['psnr_db']:.2f} dB, n = {files['n']}): "
+            f"{files['ours']:.0f} bytes, {BASELINE_CODEC} {files[BASELINE_CODEC]:.0f} bytes"
+        )
+    for name, reason in result.get("skipped", {}).items():
+        lines.append(f"\n{name}: not measured, because {reason}")
+    if "samples" in result:
+        lines.append("\n" + samples_as_text(result["samples"]))
+    return "\n".join(lines)
