@@ -1,0 +1,638 @@
+"""The results page, data/results/README.md, and the three results in README.md.
+
+    python benchmarks/results_page.py        # seconds; after any other benchmark has been run again
+
+Both texts are computed from the JSON files in data/results, so that no number is typed by hand. The
+page is written completely; in README.md only the lines between the two `results` comments change.
+"""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from vqlib.checkpoints import REPOSITORY
+from vqlib.evaluation.results import RESULTS, load_results
+
+START, END = "<!-- results -->\n", "<!-- /results -->\n"
+AVIF = "AVIF speed 6, headers free"
+DEEP, LAYERS, REPORT = "ham10000", "ham10000-report-layers", "report-ham10000"
+# How the page calls what the files call by a shorter name; a name that is not here stays.
+NAMES = {
+    "raw thumbnail": "thumbnail, raw pixels",
+    DEEP: "**deep** (`deep`), ships as `ham10000`",
+    LAYERS: "**report's layers** (`workbook`)",
+    REPORT: "the report's recipe, `report-ham10000`",
+    "unigram": "unigram of each slot",
+    "unigram per position": "unigram of each slot and position",
+    "prior, given the class": "**the prior**, given the class",
+    "codes of their places": "samples from the per-position marginals",
+    "real": "photographs",
+    "reconstructions": "reconstructions of photographs",
+    "generated": "samples",
+    "real and generated": "photographs and samples",
+    "two gated stacks": "base: two gated stacks",
+    "one orientation": "one orientation instead of eight",
+    "mean of the rows so far": "causal mean over the rows above",
+    "told the orientation": "conditioned on the orientation",
+    "all three": "codebook embeddings, causal mean and orientation",
+    "wider": "wider layers",
+    "no start from data": "codebook not initialized from data",
+    "no restarts": "no restarts of unused codebook vectors",
+    "neither": "neither initialized from data nor restarted",
+    "latents of length 1": "latents normalized to length 1",
+    "workbook: both": "`workbook`: restarts after 20 batches, weight average 0.999",
+    "ours": "**`vqlib`**",
+}
+
+
+def named(name: str) -> str:
+    return NAMES.get(name, name).replace("theirs", "`vector-quantize-pytorch`")
+
+
+def table(head: str, rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table; `head` is its first line. All columns but the first are aligned right."""
+    lines = [head, "|---" + "|--:" * (head.count("|") - 2) + "|"]
+    return "\n".join([*lines, *(f"| {' | '.join(map(str, row))} |" for row in rows)])
+
+
+def fill(block: str) -> str:
+    """Break a paragraph or an item of a list into lines; the rest of Markdown stays as it is."""
+    if block.startswith(("#", "|", "    ", "!", "<!--")):
+        return block
+    return textwrap.fill(
+        " ".join(block.split()),
+        width=100,
+        subsequent_indent="  " if block.startswith("- ") else "",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def filled(text: str) -> str:
+    return "\n\n".join(map(fill, text.strip("\n").split("\n\n"))) + "\n"
+
+
+def interval(values: Sequence[float], digits: int) -> str:
+    """A mean with its 95 % interval: "+1.46 (+1.42 to +1.50)"."""
+    return "{:+.{d}f} ({:+.{d}f} to {:+.{d}f})".format(*values, d=digits)
+
+
+def span(values: Iterable[float], digits: int) -> str:
+    """The smallest and the largest value, or the one that they share: "43 to 51", "43"."""
+    values = list(values)
+    return " to ".join(dict.fromkeys(f"{v:.{digits}f}" for v in (min(values), max(values))))
+
+
+def with_error(value: float, error: float, digits: int, factor: int = 1) -> str:
+    return f"{factor * value:.{digits}f} ± {factor * error:.{digits}f}"
+
+
+def percent(share: float, digits: int = 0) -> str:
+    return f"{100 * share:.{digits}f} %"
+
+
+def count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + "s" * (number != 1)
+
+
+# --- the sections ---------------------------------------------------------------------------------
+
+
+def at_equal_bytes(result: dict[str, Any]) -> str:
+    def cells(name: str, row: dict[str, Any]) -> list[object]:
+        found: list[object] = [named(name), row["n"], "", "", "", "", ""]
+        if "psnr_db" in row:
+            found[2:4] = f"{row['psnr_db']:.2f}", f"{row['ssim']:.3f}"
+        if "codes_used" in row:
+            digits = 0 if row["perplexity"] > 9 else 1
+            found[4] = interval(row["psnr_above_rival_db"], 2)
+            found[5:] = row["codes_used"], f"{row['perplexity']:.{digits}f}"
+        return found
+
+    return table(
+        f"| At most {result['budget_bytes']} bytes an image | fits | PSNR, dB | SSIM "
+        "| above WebP, dB (95 %) | codes used | perplexity |",
+        (cells(name, row) for name, row in result["rows"].items()),
+    )
+
+
+def above_avif(result: dict[str, Any]) -> str:
+    above = result["rows"][DEEP]["psnr_db"] - result["rows"][AVIF]["psnr_db"]
+    return f"{above:.2f} dB above AVIF at speed 6 without its headers"
+
+
+def ssim_above_webp(result: dict[str, Any]) -> str:
+    models = {n: row for n, row in result["rows"].items() if "codes_used" in row}
+    found = [f"{named(n)}: {interval(row['ssim_above_rival'], 3)}" for n, row in models.items()]
+    return "The differences from WebP in SSIM (95 %) are: " + "; ".join(found) + "."
+
+
+def reconstruction() -> str:
+    val, test, bounds = map(load_results, ("isic2018-val", "isic2018-test", "bounds"))
+    flat = val["rows"]["mean colour"]["ssim"]
+    notes = [
+        f"Note on {named(n)}: {row['note']}." for n, row in test["rows"].items() if "note" in row
+    ]
+    lost = [
+        (named(name), f"{row['psnr_db']:.2f}", f"{coded:.2f}", f"{row['psnr_db'] - coded:.2f}")
+        for name, row in bounds["rows"].items()
+        for coded in [val["rows"][name]["psnr_db"]]
+    ]
+    return f"""
+## Reconstruction with at most {val["budget_bytes"]} bytes an image
+
+This table compares the VQ-VAEs with image codecs on the same images and at the same size.
+Validation split, n = {val["n"]}, {val["size"]} px:
+
+    python -m vqlib evaluate --data PATH
+
+{at_equal_bytes(val)}
+
+The codecs write complete files. For each image the best combination of downscaling and quality is
+searched. "Headers free" counts only the bytes after the header of the file; codes have no header.
+AVIF runs at speed 6, the default of Pillow. Slower settings compress better and were not measured.
+"Fits" is the number of images whose file is small enough. If not all images fit, the row has no
+means, because these would be means over other images. PSNR and SSIM are of 8-bit pixels.
+
+"Above WebP" is the mean difference in PSNR over the same images, with its 95 % interval (paired
+bootstrap). "Codes used" is of 512, in the slot that uses the fewest. The perplexity is the
+geometric mean over the slots. The deep model is {above_avif(val)}. {ssim_above_webp(val)}
+
+An SSIM should be compared with that of the mean colour ({flat:.3f}), not with 0. Skin is smooth,
+and in a smooth window even a flat colour has a high SSIM: see the documentation of
+`vqlib.metrics.ssim`.
+
+### Test split
+
+The VQ-VAEs were measured on the test split once, after all choices about them had been made. (The
+models that ship were measured again later, on 8-bit pixels; nothing was chosen by that.) The
+report's recipe splits by image, so most of these photographs were in its training set. Test split,
+n = {test["n"]}, {test["size"]} px:
+
+    python -m vqlib evaluate --data PATH --split test \\
+        --vqvae ham10000 --vqvae ham10000-report-layers \\
+        --vqvae build/runs/report-ham10000/vqvae.safetensors    # trained by benchmarks/report.py
+
+{at_equal_bytes(test)}
+
+The deep model is {above_avif(test)}. {ssim_above_webp(test)} {" ".join(notes)}
+
+### The same networks without their quantizer
+
+This estimates the most that each network could reach. Each was trained for {bounds["epochs"]} more
+epochs with its latents in place of the codes. If the difference is large, the codes limit the
+model; if it is small, the network does. The PSNR without quantizer is of float pixels. Validation
+split, n = {bounds["rows"][DEEP]["n"]}:
+
+    python benchmarks/bounds.py --data PATH
+
+{table("| Network | without quantizer, dB | with quantizer, dB | difference, dB |", lost)}
+"""
+
+
+def bits_and_files() -> str:
+    val = load_results("isic2018-val")
+    bits, files = dict(val["bits_per_code"]), val["files"]
+    size, own = bits.pop("bytes per image"), bits["prior, given the class"]
+    best, name = min((value, name) for name, value in bits.items() if value != own)
+    body = table("| Model | bits per code |", ((named(n), f"{v:.2f}") for n, v in bits.items()))
+    return f"""
+## Bits per code and size of files
+
+The bits per code are the negative log-likelihood of the codes, and so the length that an ideal
+entropy coder would need. The tables (unigram, bigram) were counted on the training split and are
+not conditioned on the class. Validation split, n = {val["n"]}:
+
+    python -m vqlib evaluate --data PATH
+
+{body}
+
+The prior needs {percent(1 - own / best, 1)} less than the best table ({name}), and {size:.0f} bytes
+an image. Written by a range coder, {files["n"]} validation lesions take {files["ours"]:.0f} bytes
+each, header included. At the same PSNR ({files["psnr_db"]:.1f} dB on average) WebP needs
+{files["WebP"]:.0f} bytes. The mean difference is {interval(files["ours_minus_rival"], 0)} bytes
+(95 % interval).
+"""
+
+
+def speed() -> str:
+    machines = load_results("sampling")["machines"]
+    same = sum(m["same_codes_in_float64"] for m in machines)
+    rows = [
+        (
+            machine["processor"],
+            machine["threads"],
+            row["n"],
+            f"{1000 * row['seconds_of_a_pass']:.0f} ms",
+            *(f"{row[way]['seconds']:.2f} s" for way in ("naive", "rows cropped", "cached")),
+            f"{row['cached']['times_faster']:.0f}x",
+            span(row["cached"]["of_each_process"], 0),
+        )
+        for machine in machines
+        for row in machine["rows"]
+    ]
+    body = table(
+        "| Processor | threads | images at once | one pass | naive | rows cropped | cached "
+        "| times faster | lowest to highest |",
+        rows,
+    )
+    return f"""
+## Speed of the sampler
+
+The naive sampler runs the complete network once for each of the 256 codes. "Rows cropped" leaves
+out the rows below the current one. The cached sampler computes each position once. "Times faster"
+compares the cached sampler with 256 passes through the network; it is the median of
+{span((m["processes"] for m in machines), 0)} processes. The ratio depends on the machine. In
+float64 the samplers must give the same codes, and they did on {same} of
+{count(len(machines), "machine")}. Speed on a GPU has not been measured.
+
+    python benchmarks/sampling.py
+
+{body}
+
+Four new lesions are sampled and decoded in
+{span((m["seconds_for_4_lesions"] for m in machines), 2)} s.
+"""
+
+
+def samples() -> str:
+    found = load_results("isic2018-val")["samples"]
+    copies, rows = found["near_copies"], found["rows"]
+    ours, coded = rows["samples"], rows["reconstructions"]
+    met = "met" if ours["kernel_distance"] <= 2 * coded["kernel_distance"] else "missed"
+    errors = [f"{row['kernel_distance'] / row['standard_error']:.1f}" for row in (ours, coded)]
+    body = table(
+        "| Set of images | kernel distance | Fréchet distance | precision | recall |",
+        (
+            (
+                named(name),
+                with_error(row["kernel_distance"], row["standard_error"], 3),
+                *(f"{row[key]:.2f}" for key in ("frechet_distance", "precision", "recall")),
+            )
+            for name, row in rows.items()
+        ),
+    )
+    return f"""
+## Generated samples as a set
+
+Each set of {found["n"]} images is compared with {found["n"]} photographs of the validation split,
+in the {found["features"]} features of a lesion classifier that was trained on the training split.
+"Real, another split" and the reconstructions are lesions of the test split. They show how far two
+sets of real lesions are apart, and nothing was chosen by them. The samples are drawn with the
+default settings. ± is one standard error. The kernel distance of the samples uses
+{ours["images"]:,} images: the distance is unbiased, and more images make its error smaller.
+
+    python -m vqlib evaluate --data PATH
+
+{body}
+
+The goal for the samples was a kernel distance of at most twice that of the reconstructions. It is
+{met}. The distance of the samples is {errors[0]} standard errors above zero, that of the
+reconstructions {errors[1]}.
+
+A near-copy is nearer to a training lesion, in any of eight orientations, than 99 % of the held-out
+lesions are. {percent(copies["features"]["share"], 1)} of the samples are near-copies by features
+and {percent(copies["codes"]["share"], 1)} by codes; up to
+{percent(copies["features"]["allowed"], 1)} is consistent with chance.
+
+![Codes appear one position after another, row by row; beside them the decoded image](drawing.webp)
+
+*One sample while it is generated, and what the decoder makes of the codes so far. The colour of a
+code shows its index and has no other meaning (`benchmarks/pictures.py`).*
+"""
+
+
+def guidance() -> str:
+    found = load_results("guidance")
+    rows = [
+        (
+            f"samples, w = {row['guidance']:g}",
+            percent(row["class_found"]),
+            with_error(row["kernel_distance"], row["standard_error"], 3),
+            f"{row['precision']:.2f}",
+            f"{row['recall']:.2f}",
+        )
+        for row in found["rows"]
+    ]
+    for name in ("reconstructions", "real"):
+        rows.append((named(name), percent(found[f"{name}_class_found"]), "", "", ""))
+    return f"""
+## Classifier-free guidance
+
+`sample(..., guidance=w)` moves the conditional logits further away from the unconditional ones.
+"Class found" is how often the classifier finds the class that was asked for (mean over the classes,
+as in balanced accuracy). Kernel distance, precision and recall compare the samples with the
+photographs of the validation split, n = {found["n"]}. These samples are not those of the section
+above. ± is one standard error.
+
+    python benchmarks/guidance.py --data PATH
+
+{table("| Images | class found | kernel distance | precision | recall |", rows)}
+"""
+
+
+def usefulness() -> str:
+    found = load_results("usefulness")
+    lesions = found["rows"]["real"]["lesions"]
+    rows = [
+        (
+            named(name),
+            f"{row['images']:,}",
+            with_error(row["balanced_accuracy"], row["balanced_accuracy_error"], 0, 100) + " %",
+            *(percent(row["recall"][c]) for c in lesions),
+        )
+        for name, row in found["rows"].items()
+    ]
+    heads = " | ".join(f"{name}, n = {n}" for name, n in lesions.items())
+    scores = [row["balanced_accuracy"] for row in found["rows"].values()]
+    error = max(row["balanced_accuracy_error"] for row in found["rows"].values())
+    return f"""
+## A classifier trained on samples
+
+The same classifier is trained on each set for {found["steps"]:,} steps and measured on the
+photographs of the validation split, n = {found["n"]}; one seed. ± is one standard error. The last
+columns are the recall of each class.
+
+    python benchmarks/usefulness.py --data PATH
+
+{table(f"| Trained on | images | balanced accuracy | {heads} |", rows)}
+
+The largest difference in balanced accuracy is {100 * (max(scores) - min(scores)):.0f} points. The
+standard error of a difference between two rows is about {100 * 2**0.5 * error:.0f} points, if their
+errors are taken as independent.
+"""
+
+
+def priors() -> str:
+    found = load_results("priors")
+    base = found["rows"][0]
+    rows = [
+        (
+            named(row["change"]),
+            f"{row['weights'] / 1e6:.2f}",
+            f"{row['bits_per_code']:.3f}",
+            "" if row is base else f"{row['bits_per_code'] - base['bits_per_code']:+.3f}",
+            f"{row['train_bits_per_code']:.3f}",
+            row["best_epoch"],
+        )
+        for row in found["rows"]
+    ]
+    body = table(
+        "| Prior | weights, millions | bits per code | from the base | in training | best epoch |",
+        rows,
+    )
+    return f"""
+## Parts of the prior
+
+A smaller prior than the one that ships, trained for {base["epochs"]} epochs with one seed. Each row
+changes the base as its name says. The bits per code are those of the best epoch. Validation split,
+n = {base["n"]}:
+
+    python benchmarks/priors.py --data PATH
+
+{body}
+"""
+
+
+def ablation() -> str:
+    found = load_results("ablation")
+    runs = {(row["change"], row["seed"]): row["psnr_db"] for row in found["rows"]}
+    again = [abs(runs[name, 0] - psnr) for (name, seed), psnr in runs.items() if seed == 1]
+    rows = [
+        (
+            named(row["change"]),
+            row["seed"],
+            f"{row['psnr_db']:.2f}",
+            "" if row["change"] == "base" else f"{row['psnr_db'] - runs['base', row['seed']]:+.2f}",
+            f"{row['ssim']:.3f}",
+            "" if row["codes_used"] is None else row["codes_used"],
+            "" if row["perplexity"] is None else f"{row['perplexity']:.0f}",
+        )
+        for row in found["rows"]
+    ]
+    body = table(
+        "| Change | seed | PSNR, dB | from the base | SSIM | codes used | perplexity |", rows
+    )
+    return f"""
+## Parts of the quantizer and of its training
+
+The report's layers at {found["size"]} px, trained for {found["rows"][0]["steps"]} steps. Each row
+changes the base as its name says. Two seeds of one row differ by up to {max(again):.2f} dB, so
+smaller differences between rows say nothing. Validation split, n = {found["rows"][0]["n"]}:
+
+    python benchmarks/ablation.py --data PATH
+
+{body}
+"""
+
+
+def quantizers() -> str:
+    found = load_results("quantizers")
+    rows = [
+        (
+            named(name),
+            f"{row['psnr_db']:.2f}",
+            f"{row['ssim']:.3f}",
+            row["codes_used"],
+            f"{row['perplexity']:.0f}",
+            f"{row['ms_per_step']:.0f} ms",
+            f"{row['mb_per_step_of_256']:.0f} MB",
+        )
+        for name, row in found["rows"].items()
+    ]
+    return f"""
+## The quantizer beside `vector-quantize-pytorch`
+
+The same network, images ({found["size"]} px), optimizer and seed, {found["epochs"]} epochs; only
+the quantizer differs. Time and memory are those of the quantizer alone, forward and backward: the
+time for 16 images, the memory for 256. One seed each; the section above shows how much seeds
+differ. Validation split, n = {found["rows"]["ours"]["n"]}:
+
+    pip install vector-quantize-pytorch
+    python benchmarks/quantizers.py --data PATH
+
+{table("| Quantizer | PSNR, dB | SSIM | codes used | perplexity | time | memory |", rows)}
+"""
+
+
+def report() -> str:
+    found = load_results("report")
+    low, high = found["band"]
+    readings = [v for v in found.values() if isinstance(v, dict) and "quantizer" in v]
+    readings.sort(key=lambda row: -row["epochs"])  # the complete training first
+    first, prior, held_out = readings[0], found["prior"], found["prior"]["held_out_mse"]
+    batches, images = first["batches"], found["data"].strip("<>").partition(";")[0]
+
+    def last(row: dict[str, Any], key: str) -> float:
+        return row["means_of_100"][key][-1]
+
+    def inside(key: str) -> str:
+        return "; ".join(
+            f'"{row["quantizer"]}" ({count(row["codes_in_all"], "code")} used)'
+            for row in readings
+            if low <= last(row, key) <= high
+        )
+
+    body = table(
+        "| Reading of the quantizer | px | epochs | loss | of it MSE | PSNR, dB "
+        "| codes used in any slot, of 512 |",
+        (
+            (
+                row["quantizer"],
+                row["size"],
+                row["epochs"],
+                f"{last(row, 'loss'):.3f}",
+                f"{last(row, 'reconstruction_loss'):.3f}",
+                f"{row['psnr_db']:.1f}",
+                row["codes_in_all"],
+            )
+            for row in readings
+        ),
+    )
+    excluded = [f'"{r["rotation"]}"' for r in found["without_training"] if r["floor"] > high]
+    floors = table(
+        "| Reading of the rotation | lower bound | best single image | variance of the target |",
+        (
+            (row["rotation"], *(f"{row[key]:.3f}" for key in ("floor", "one_code", "variance")))
+            for row in found["without_training"]
+        ),
+    )
+    return f"""
+## The report, reproduced
+
+This trains the report's recipe as it stands, and readings of what its text leaves open for fewer
+epochs. The data are `{images}`, split by image, 90 % for training as in the report. Loss and MSE
+are means over the last {batches % 100 or 100} of the {batches} batches of an epoch. PSNR and codes
+are of held-out images, n = {first["n"]}.
+
+    python benchmarks/report.py --data PATH        # PATH in the layout of HAM10000
+
+{body}
+
+The report's losses over its last three epochs lie between {low:.3f} and {high:.3f}. Readings whose
+loss ends in this interval: {inside("loss") or "none"}. Readings whose MSE does:
+{inside("reconstruction_loss") or "none"}.
+
+The report compares a sigmoid output in [0, 1] with a normalized target, so its loss has a lower
+bound above zero. This table has the bound, and the loss of the best single image for all inputs, on
+{found["without_training"][0]["images"]:,} training images. Both depend on where the rotation
+stands.
+
+{floors}
+
+A lower bound above the report's losses excludes a reading: {", ".join(excluded) or "none here"}. A
+model that uses a single code produces the same image for every input, so its MSE can't be smaller
+than that of the best single image.
+
+The report's prior, `PixelRCNN` with MSE, was trained for {prior["epochs"]} epochs on the codes of
+the first row. Its MSE in training ends at {prior["train_mse"][-1]:.3f}. On held-out images (n =
+{prior["n"]}) the MSE is lowest after epoch {1 + held_out.index(min(held_out))}, at
+{min(held_out):.3f}, and ends at {held_out[-1]:.3f}, which is
+{prior["held_out_mse_over_variance"]:.2f} of the variance. The report's own value is in the units of
+another codebook and can't be compared. Its sampling loop gives this (notebooks 04 and 05 explain
+why):
+
+![16 images sampled by the report's loop](report-samples.png)
+"""
+
+
+SECTIONS: tuple[Callable[[], str], ...] = (
+    reconstruction,
+    bits_and_files,
+    speed,
+    samples,
+    guidance,
+    usefulness,
+    priors,
+    ablation,
+    quantizers,
+    report,
+)
+
+
+def results_page() -> str:
+    """data/results/README.md."""
+    images, _, classes = load_results("isic2018-val")["data"].strip("<>").partition("; ")
+    head = f"""
+<!-- Written by benchmarks/results_page.py: change that script, not this page. -->
+
+# Results
+
+All tables of the workbook, each with the command that measured it. The script
+`benchmarks/results_page.py` writes this page from the JSON files in this folder, so no number here
+is typed by hand.
+
+PATH is a folder of images; [data/README.md](../README.md) says how to get them. The images of all
+sections but the last are `{images}` ({classes}), split by lesion. They are square crops, as the
+[model card](../pretrained/ham10000/README.md) describes. The complete download has more photographs
+and other crops, so it gives other numbers. Choices were made on the validation split. The prior,
+its samples and the classifier were measured on that split only.
+"""
+    tail = """
+## Other files in this folder
+
+`curves.json` and `prior-curve.json` hold what was measured after each epoch of the trainings of
+`benchmarks/pretrained.py`; notebooks 02 and 04 plot them. `samples.jpg` is the picture of the main
+README, by `benchmarks/pictures.py`.
+"""
+    return "\n".join(filled(part) for part in (head, *(make() for make in SECTIONS), tail))
+
+
+def readme_results() -> str:
+    """The three results in README.md."""
+    val, test = load_results("isic2018-val"), load_results("isic2018-test")
+    machines = load_results("sampling")["machines"]
+    bits, files = val["bits_per_code"], val["files"]
+    ours, webp = (
+        [f"{result['rows'][name]['psnr_db']:.2f}" for result in (val, test)]
+        for name in (DEEP, "WebP")
+    )
+    cached: dict[int, list[dict[str, Any]]] = {}
+    for row in (row for machine in machines for row in machine["rows"]):
+        cached.setdefault(row["n"], []).append(row["cached"])
+    times = [
+        f"{span((row['times_faster'] for row in rows), 0)}x for {n} "
+        f"({span((row['seconds'] for row in rows), 2)} s)"
+        for n, rows in cached.items()
+    ]
+    ranges = ", lowest to highest" if len(machines) > 1 else ""
+    above = interval(test["rows"][DEEP]["psnr_above_rival_db"], 2)
+    items = f"""
+- **Reconstruction** (`python -m vqlib evaluate --data PATH`). With {val["budget_bytes"]} bytes an
+image, the deep model reaches {ours[0]} dB PSNR and WebP {webp[0]} dB on the validation split (n =
+{val["n"]}), {ours[1]} and {webp[1]} dB on the test split (n = {test["n"]}, `--split test`). There
+it is {above} dB (95 % interval) above WebP, and {above_avif(test)}.
+
+- **Bits per code and file size** (same command). Given the class, the prior needs
+{bits["prior, given the class"]:.2f} bits per code on the validation split (n = {val["n"]}); without
+a model a code takes {bits["uniform"]:.0f}. Entropy-coded files take {files["ours"]:.0f} bytes, WebP
+files of the same PSNR {files["WebP"]:.0f} bytes (n = {files["n"]}).
+
+- **Speed of the sampler** (`python benchmarks/sampling.py`). The cached sampler is faster than 256
+passes through the network, by the number of images at once: {", ".join(times)}; on
+{count(len(machines), "machine")}{ranges}, {span((m["threads"] for m in machines), 0)} CPU threads.
+Four new lesions, decoded, take {span((m["seconds_for_4_lesions"] for m in machines), 2)} s. Speed
+on a GPU has not been measured.
+"""
+    return filled(items).replace("\n\n", "\n")
+
+
+def with_results(readme: str) -> str:
+    """README.md with its three results as the files have them now."""
+    before, _, rest = readme.partition(START)
+    _, _, after = rest.partition(END)
+    return before + START + readme_results() + END + after
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__.partition("\n")[0]).parse_args()
+    readme = REPOSITORY / "README.md"
+    readme.write_text(with_results(readme.read_text("utf-8")), "utf-8")
+    (RESULTS / "README.md").write_text(results_page(), "utf-8")
+
+
+if __name__ == "__main__":
+    main()
