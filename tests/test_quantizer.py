@@ -261,3 +261,12 @@ def test_k_means_finds_the_clusters_and_never_gets_worse():
     subset = vectors[:, :3]
     codebook = k_means(subset, 40)  # more codes than vectors: all of them equal a vector
     assert torch.cdist(codebook.double(), subset.double()).min(2).values.max() < 1e-5
+
+
+def test_an_untrained_state_that_is_loaded_starts_from_data_again():
+    vq = VectorQuantizer(4, 2, data_init=True)
+    untrained = {name: tensor.clone() for name, tensor in vq.state_dict().items()}
+    vq(torch.randn(8, 2, 1, 1))
+    vq.load_state_dict(untrained)
+    vq(100 + torch.randn(8, 2, 1, 1))
+    assert vq.initialized and vq.codebook.min() > 50

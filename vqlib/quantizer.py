@@ -15,7 +15,7 @@ Schmid, "Product Quantization for Nearest Neighbor Search" (2011).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -312,6 +312,10 @@ class VectorQuantizer(nn.Module):
         """Reads the buffer until it is true, and never again: a GPU would wait each time."""
         self._initialized = self._initialized or bool(self.initialized)
         return self._initialized
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._initialized = False  # the buffer may have changed: read it again
 
     def straight_through(self, z: Tensor, quantized: Tensor) -> Tensor:
         """Straight-through estimator.
