@@ -28,7 +28,7 @@ export PWD_AT_CALL := $(PWD)
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=1200
 
 .NOTPARALLEL:
-.PHONY: help workbook lab test lint unit nbval refresh set-repo clean
+.PHONY: help workbook lab test lint unit nbval solved refresh set-repo clean
 
 help: ## list the commands
 	@echo "make <command>, where <command> is"
@@ -43,7 +43,7 @@ lab: $(STAMP) ## open the notebooks in JupyterLab [LAB="--no-browser --port=8889
 	@$(absolute_paths); $(PY) -m jupyterlab --ServerApp.root_dir="$(CURDIR)" \
 	  --LabApp.default_url=/lab/tree/notebooks $(LAB)
 
-test: lint unit nbval ## lint, unit tests, and the comparison of all notebooks with their committed outputs
+test: lint unit nbval solved ## lint, unit tests, all notebooks compared with their committed outputs, and solved
 
 lint: $(STAMP) ## check code style, format and imports
 	@echo "== lint"
@@ -63,6 +63,10 @@ nbval: $(STAMP) ## compare the notebooks with their committed outputs only
 	@env VQLIB_DATA=synthetic VQLIB_HOME="$(CURDIR)/build/test" $(PY) -m pytest -q $(NBVAL) \
 	  --durations=5 --durations-min=2 --junitxml=build/reports/nbval.xml "$(CURDIR)/notebooks" \
 	  2> >(grep -v "Kernel is running over TCP" >&2)
+
+solved: $(STAMP) ## run all notebooks with the solutions of their tasks filled in [NB=02]
+	@echo "== notebooks with solutions"
+	@$(PY) .ci/execute.py solved $(if $(NB),--only "$(NB)")
 
 refresh: $(STAMP) ## run the committed notebooks in place, with synthetic lesions [NB=02]
 	@$(PY) .ci/execute.py refresh $(if $(NB),--only "$(NB)")

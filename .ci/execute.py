@@ -2,6 +2,7 @@
 
     python .ci/execute.py workbook [--only 02]   into build/workbook/, with HTML pages
     python .ci/execute.py refresh  [--only 02]   in place, with synthetic images
+    python .ci/execute.py solved   [--only 02]   into build/solved/, with all solutions filled in
 
 Kernels run in notebooks/. Caches and models are stored in VQLIB_HOME, or in build/ if it is not
 set; VQLIB_DATA is passed on. A notebook is replaced only after all its cells have run.
@@ -27,6 +28,7 @@ CELL_TIMEOUT = 4 * 3600  # seconds; a long training on real images is one cell
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 PROGRESS_BAR = re.compile(r"\d+%\|")
+CHECK = re.compile(r'^check\("(\w+)"', re.M)
 # Metadata of all committed notebooks, so that a refresh on another machine does not change them.
 METADATA = {
     "accelerator": "GPU",
@@ -57,9 +59,34 @@ def set_environment(home: Path, data: str | None) -> None:
     os.environ["VQLIB_DATA"] = data or ""
 
 
-def run(notebook: Path) -> tuple[nbformat.NotebookNode, NotebookFailed | None]:
+def solve(book: nbformat.NotebookNode) -> set[str]:
+    """Replace what the cells of tasks are given by their solutions; returns the tasks' names."""
+    import vqlib.course.tasks  # noqa: F401  (registers them)
+    from vqlib.course.exercises import TASKS
+
+    found = set()
+    for cell in book.cells:
+        asked = CHECK.findall(cell.source) if cell.cell_type == "code" else []
+        for name in asked:
+            cell.source = cell.source.replace(TASKS[name].given, TASKS[name].solution)
+        found.update(asked)
+    return found
+
+
+def unsolved(book: nbformat.NotebookNode, names: set[str]) -> NotebookFailed | None:
+    """A failure if a check did not say that a solution is correct."""
+    outputs = (o for cell in book.cells for o in cell.get("outputs", []))
+    texts = "".join(o.get("data", {}).get("text/plain", "") for o in outputs)
+    missing = sorted(name for name in names if f"{name}: correct." not in texts)
+    return NotebookFailed(f"solutions not accepted: {', '.join(missing)}") if missing else None
+
+
+def run(
+    notebook: Path, solved: bool = False
+) -> tuple[nbformat.NotebookNode, NotebookFailed | None]:
     """Execute a notebook; returns it with its outputs, even if a cell has failed."""
     book = nbformat.read(notebook, as_version=4)
+    tasks = solve(book) if solved else set()
     for cell in book.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
@@ -84,7 +111,7 @@ def run(notebook: Path) -> tuple[nbformat.NotebookNode, NotebookFailed | None]:
     except DeadKernelError:
         reason = "the kernel died, which often means that there was not enough memory"
     else:
-        return book, None
+        return book, unsolved(book, tasks)
     index = running["index"]
     source = book.cells[index].source.splitlines()
     excerpt = "\n".join(f"    {line}" for line in [*source[:12], *(["..."] if source[12:] else [])])
@@ -164,15 +191,17 @@ def relative(path: Path) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("command", choices=["workbook", "refresh"])
+    parser.add_argument("command", choices=["workbook", "refresh", "solved"])
     parser.add_argument(
         "--only", metavar="NB", help="only notebooks whose names start with NB, e.g. 02"
     )
     options = parser.parse_args()
     notebooks = find_notebooks(options.only)
+    if options.command == "solved":
+        notebooks = [path for path in notebooks if 'check(\\"' in path.read_text("utf-8")]
     in_place = options.command == "refresh"
-    if in_place:
-        home = BUILD / "refresh"
+    if options.command in ("refresh", "solved"):
+        home = BUILD / options.command
         shutil.rmtree(home, ignore_errors=True)
         set_environment(home, data="synthetic")
     else:
@@ -186,7 +215,7 @@ def main() -> None:
     for number, notebook in enumerate(notebooks, 1):
         print(f"[{number}/{len(notebooks)}] {notebook.name} ... ", end="", flush=True)
         start = time.perf_counter()
-        book, failure = run(notebook)
+        book, failure = run(notebook, solved=options.command == "solved")
         seconds = f"{time.perf_counter() - start:.0f} s"
         print(f"FAILED after {seconds}" if failure else seconds, flush=True)
         if in_place and not failure:
@@ -196,7 +225,7 @@ def main() -> None:
             write(book, notebook)
             rows.append((notebook.name, seconds, size(notebook)))
         else:
-            target = (BUILD / "refresh" if in_place else BUILD / "workbook") / notebook.name
+            target = BUILD / options.command / notebook.name
             page = target.with_suffix(".html")
             target.parent.mkdir(parents=True, exist_ok=True)
             write_html(book, page)

@@ -1,0 +1,1 @@
+"""Plausible wrong answers to the tasks, one module a notebook, see test_exercises.py."""
