@@ -70,9 +70,9 @@ def evaluate(
         JSON-compatible results: "rows", name -> metrics, or only "n", the number of images with a
         file in the budget, if that is not all of them; with a prior "bits_per_code",
         "bytes_per_image" (the mean negative log-likelihood of an image), and "files", the sizes of
-        files of equal PSNR; with an extractor "samples", see `evaluate_samples`;
-        "skipped", what was not measured and why, if there is such a thing; "psnr_db_of", name ->
-        image id -> dB (None where no file is within the budget).
+        files of equal PSNR; with an extractor "samples", see `evaluate_samples`; "skipped", what
+        was not measured and why, if there is such a thing; "psnr_db_of", name -> image id -> dB
+        (None where no file is within the budget).
     """
     pixels, parts = data.pixels(size), data.split()
     indices = parts[SPLITS.index(split)]
@@ -102,8 +102,8 @@ def evaluate(
                 "samples": f"the prior was trained with the classes {', '.join(prior_classes)}, "
                 f"and these images have {', '.join(data.classes) or 'none'}"
             }
-        result["bits_per_code"], bytes_per_image = _prior_bits(prior, encoded, indices)
-        result["bytes_per_image"] = bytes_per_image
+        bits = _prior_bits(prior, encoded, indices)
+        result["bits_per_code"], result["bytes_per_image"] = bits
         progress("prior")
         subset = torch.linspace(0, len(indices) - 1, min(NUM_FILE_IMAGES, len(indices))).long()
         psnr = all_metrics[first_name].psnr[subset]
@@ -112,10 +112,16 @@ def evaluate(
             result["files"] = files
         progress("files")
         if extractor is not None and same_classes:
-            models_of_samples = (encoded, first_model, prior, extractor)
-            options = {"size": size, "split": split, "other_sets": other_sets}
             result["samples"] = evaluate_samples(
-                data, *models_of_samples, **options, progress=progress
+                data,
+                encoded,
+                first_model,
+                prior,
+                extractor,
+                size=size,
+                split=split,
+                other_sets=other_sets,
+                progress=progress,
             )
     ids = [data.image_ids[i] for i in indices.tolist()]
     result["psnr_db_of"] = {
