@@ -289,7 +289,7 @@ lesions are. {percent(copies["features"]["fraction"], 1)} of the samples are nea
 and {percent(copies["codes"]["fraction"], 1)} by codes; up to
 {percent(copies["features"]["expected_upper_limit"], 1)} is consistent with chance.
 
-![Codes appear one position after another, row by row; beside them the decoded image](drawing.webp)
+![Codes appear one position after another, row by row; beside them the decoded image](sampling.webp)
 
 *One sample while it is generated, and what the decoder makes of the codes so far. The colour of a
 code shows its index and has no other meaning (`benchmarks/pictures.py`).*

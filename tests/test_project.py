@@ -33,9 +33,9 @@ UNSAFE = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marsh
 
 # A picture or an archive in git must be named here, with where it comes from: none is a photograph.
 BINARIES = {
-    "data/results/report-samples.png": "drawn by the models of benchmarks/report.py",
+    "data/results/report-samples.png": "sampled by the models of benchmarks/report.py",
     "data/results/samples.jpg": "decoded from codes by benchmarks/pictures.py",
-    "data/results/drawing.webp": "decoded from codes by benchmarks/pictures.py",
+    "data/results/sampling.webp": "decoded from codes by benchmarks/pictures.py",
 }
 BINARY_SUFFIXES = set(
     ".png .jpg .jpeg .gif .webp .avif .bmp .tif .tiff .pdf"

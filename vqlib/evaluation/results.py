@@ -219,11 +219,11 @@ def results_table(result: Mapping[str, Any]) -> str:
         f"measured on {result['data'].strip('<>')}",
         f"split {result['split']}, n = {result['n']}, {result['size']} px, at most "
         f"{result['budget_bytes']} bytes per image\n",
-        f"{'':28}{'n':>5}{'bytes':>7}{'PSNR dB':>9}{'SSIM':>7}"
+        f"{'':34}{'n':>5}{'bytes':>7}{'PSNR dB':>9}{'SSIM':>7}"
         f"{f'  above {BASELINE_CODEC}, dB (95 %)':28}{'codes used':>10}{'perplexity':>12}",
     ]
     for name, row in result["rows"].items():
-        line = f"{name:28}{row['n']:5}"
+        line = f"{name:34}{row['n']:5}"
         if "psnr_db" in row:
             line += f"{row['bytes']:7.0f}{row['psnr_db']:9.2f}{row['ssim']:7.3f}"
         if "codes_used" in row:
