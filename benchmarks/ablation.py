@@ -116,27 +116,35 @@ def build_variant(
 
 CHANGES: dict[str, dict[str, Any]] = {
     "base": {},
-    "no start from data": {"data_init": False},
+    "no initialization from data": {"data_init": False},
     "no restarts": {"restart_after": None},
     "restarts after 20 batches": {"restart_after": 20},
-    "neither": {"data_init": False, "restart_after": None},
+    "neither initialization nor restarts": {"data_init": False, "restart_after": None},
     "EMA 0.9": {"ema_decay": 0.9},
     "EMA 0.999": {"ema_decay": 0.999},
-    "gradient codebook": {"ema_decay": None},
+    "codebook trained by gradient": {"ema_decay": None},
     "ReLU before the quantizer": {"final_relu": True},
     "one codebook for all slots": {"codebooks": 1},
     "commitment 1": {"commitment_cost": 1.0},
-    "latents of length 1": {"quantizer": NormalizedLatents},
+    "latents normalized to length 1": {"quantizer": NormalizedLatents},
     "rotation trick": {"quantizer": RotationTrickQuantizer},
     "MSE not divided by its variance": {"data_variance": 1.0},
     "log MSE of each image": {"reconstruction_error": log_mse},
     "absolute error": {"reconstruction_error": absolute_error},
     "constant learning rate 1e-3": {"schedule": Schedule(lr=1e-3)},
     "no quantizer": {"quantizer": IdentityQuantizer},
-    "weight average 0.999": {"schedule": WORKBOOK.schedule},
-    "workbook: both": {"restart_after": 20, "schedule": WORKBOOK.schedule},
+    "EMA of the weights 0.999": {"schedule": WORKBOOK.schedule},
+    "workbook: restarts, EMA of the weights": {
+        "restart_after": 20,
+        "schedule": WORKBOOK.schedule,
+    },
 }
-TWO_SEEDS = ("base", "restarts after 20 batches", "log MSE of each image", "workbook: both")
+TWO_SEEDS = (
+    "base",
+    "restarts after 20 batches",
+    "log MSE of each image",
+    "workbook: restarts, EMA of the weights",
+)
 
 
 def run(name: str, seed: int, data: Any) -> dict[str, Any]:
@@ -176,7 +184,7 @@ def main() -> None:
         row = run(name, seed, data)
         table["rows"].append(row)
         save_results("ablation", table)
-        print(f"{name:34} seed {seed}  {row['psnr_db']:.2f} dB  SSIM {row['ssim']:.3f}")
+        print(f"{name:42} seed {seed}  {row['psnr_db']:.2f} dB  SSIM {row['ssim']:.3f}")
 
 
 if __name__ == "__main__":

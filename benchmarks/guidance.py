@@ -53,8 +53,8 @@ def main() -> None:
         "data": repr(data),
         "split": "val",
         "n": len(val),
-        "real_class_found": accuracy(pixels, labels),
-        "reconstructions_class_found": accuracy(decoded(val_codes), labels),
+        "real_balanced_accuracy": accuracy(pixels, labels),
+        "reconstructions_balanced_accuracy": accuracy(decoded(val_codes), labels),
         "rows": [],
     }
     print(table)
@@ -69,7 +69,7 @@ def main() -> None:
             "standard_error": standard_error,
             "precision": precision,
             "recall": recall,
-            "class_found": accuracy(generate(balanced_labels, w), balanced_labels),
+            "balanced_accuracy": accuracy(generate(balanced_labels, w), balanced_labels),
         }
         table["rows"].append(row)
         print(row, flush=True)

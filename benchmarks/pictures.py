@@ -5,7 +5,7 @@
 Pretrained models and default sampling options, seed 0, without selection. The last row of the first
 figure shows reconstructions of lesions of the validation split. In the second figure, codes that
 are not sampled yet are decoded as code 0. Writes data/results/samples.jpg and
-data/results/drawing.webp.
+data/results/sampling.webp.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def main() -> None:
     partial_codes = (samples[1].flatten() * is_sampled).view(-1, *samples[1].shape)
     images = vqvae.decode(partial_codes)
     animation = plots.sampling_animation(partial_codes, stages, images, prior.num_embeddings)
-    (RESULTS / "drawing.webp").write_bytes(animation)
+    (RESULTS / "sampling.webp").write_bytes(animation)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from vqlib import (
 )
 from vqlib.checkpoints import PRETRAINED, model_notes, read_log, run_folder
 from vqlib.codes import add_augmented
-from vqlib.evaluation.results import as_text, evaluate, save_results
+from vqlib.evaluation.results import evaluate, results_table, save_results
 from vqlib.lesions.classifier import SIZE, train_classifier
 
 REPORT_LAYERS, BEST = "ham10000-report-layers", "ham10000"
@@ -84,7 +84,7 @@ def main() -> None:
         data, {name: models[name] for name in (BEST, REPORT_LAYERS)}, prior, classifier
     )
     save_results(f"{data.name}-val", result)
-    print(as_text(result))
+    print(results_table(result))
 
 
 if __name__ == "__main__":

@@ -141,14 +141,14 @@ EPOCHS = 12
 CHANGES: dict[str, dict[str, Any]] = {
     "two gated stacks": {},
     "one plain stack": {"prior": SingleStackPixelCNN, "conv_filters": 120},
-    "one orientation": {"orientations": 1},
+    "one orientation instead of eight": {"orientations": 1},
     "embeddings from the codebook": {"prior": CodebookEmbeddings},
-    "mean of the rows so far": {"prior": CausalMean},
-    "told the orientation": {"prior": OrientationConditioned},
-    "all three": {"prior": PixelCNN},
+    "causal mean over the rows above": {"prior": CausalMean},
+    "conditioned on the orientation": {"prior": OrientationConditioned},
+    "embeddings, causal mean and orientation": {"prior": PixelCNN},
     "dropout 0.3": {"dropout": 0.3},
-    "wider": {"conv_filters": 96},
-    "no weight average": {"schedule": replace(WORKBOOK.schedule, ema_decay=None)},
+    "wider layers": {"conv_filters": 96},
+    "no EMA of the weights": {"schedule": replace(WORKBOOK.schedule, ema_decay=None)},
 }
 
 
@@ -170,7 +170,7 @@ def run(name: str, encoded: EncodedDataset, epochs: int) -> dict[str, Any]:
     last_steps = steps[-steps_per_epoch:]
     return {
         "change": name,
-        "weights": count_trained_weights(prior),
+        "parameters": count_trained_weights(prior),
         "epochs": epochs,
         "best_epoch": best + 1,
         "bits_per_code": held_out[best]["held_out"]["bits_per_code"],
@@ -205,7 +205,7 @@ def main() -> None:
     table = load_results("priors", {"rows": []})
     train, val = encoded.codes[encoded.split.train], encoded.codes[encoded.split.val]
     table |= {"data": encoded.source, "split": "val"}
-    table["tables"] = baseline_bits(train, val, encoded.num_embeddings)
+    table["counting_baselines"] = baseline_bits(train, val, encoded.num_embeddings)
     done = {row["change"] for row in table["rows"]}
     for name in options.only:
         if name not in done:

@@ -87,18 +87,18 @@ def finite_scalar_quantization() -> ExternalQuantizer:
 
 
 QUANTIZERS: dict[str, Callable[[], nn.Module]] = {
-    "ours": partial(
+    "vqlib": partial(
         VectorQuantizer,
         ema_decay=0.99,
         codebooks=4,
         data_init=True,
         restart_after=WORKBOOK.vqvae().quantizer.restart_after,
     ),
-    "theirs, EMA, no restarts": partial(vector_quantize, 0.0),
-    "theirs, EMA, restarts below 2": partial(vector_quantize, 2.0),
-    "theirs, EMA, restarts below 0.1": partial(vector_quantize, 0.1),
-    "theirs, rotation trick": partial(vector_quantize, 0.1, rotation_trick=True),
-    "theirs, FSQ 8 x 8 x 8": finite_scalar_quantization,
+    "vector-quantize-pytorch, EMA, no restarts": partial(vector_quantize, 0.0),
+    "vector-quantize-pytorch, EMA, restarts below 2": partial(vector_quantize, 2.0),
+    "vector-quantize-pytorch, EMA, restarts below 0.1": partial(vector_quantize, 0.1),
+    "vector-quantize-pytorch, rotation trick": partial(vector_quantize, 0.1, rotation_trick=True),
+    "vector-quantize-pytorch, FSQ 8 x 8 x 8": finite_scalar_quantization,
 }
 
 
@@ -178,7 +178,7 @@ def main() -> None:
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         row |= {"ms_per_step": measured[name], "mb_per_step_of_256": float(output.split()[-1])}
         print(
-            f"{name:42}{row['psnr_db']:7.2f} dB{row['codes_used']:5} codes"
+            f"{name:50}{row['psnr_db']:7.2f} dB{row['codes_used']:5} codes"
             f"{row['ms_per_step']:8.1f} ms{row['mb_per_step_of_256']:8.0f} MB"
         )
     save_results("quantizers", table)

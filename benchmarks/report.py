@@ -94,8 +94,8 @@ def loss_bounds(data: ImageDataset, size: int, images: int = 2048) -> list[dict[
             {
                 "rotation": name,
                 "images": len(train),
-                "floor": float(lower_bound.mean() / len(train)),
-                "one_code": float(loss.mean()),
+                "lower_bound": float(lower_bound.mean() / len(train)),
+                "single_image_loss": float(loss.mean()),
                 "variance": float(mean_square.mean() - mean_image.mean().square()),
             }
         )
@@ -133,10 +133,12 @@ def train_and_summarize(
         "epochs": epochs,
         "batches": batches_per_epoch,
         **metrics.summary(),
-        "codes_in_all": int((metrics.counts > 0).any(0).sum()),
+        "codes_used_in_any_slot": int((metrics.counts > 0).any(0).sum()),
         "last_losses": [min(last_means), max(last_means)],
-        "inside_the_band": REPORT_LOSS_RANGE[0] <= last_mean <= REPORT_LOSS_RANGE[1],
-        "means_of_100": {key: [round(x, 5) for x in values] for key, values in means.items()},
+        "inside_report_loss_range": REPORT_LOSS_RANGE[0] <= last_mean <= REPORT_LOSS_RANGE[1],
+        "means_over_100_batches": {
+            key: [round(x, 5) for x in values] for key, values in means.items()
+        },
     }
 
 
@@ -179,8 +181,8 @@ def main() -> None:
             save_results("report", results)
 
     compute_once("data", lambda: repr(data))
-    compute_once("band", lambda: list(REPORT_LOSS_RANGE))
-    compute_once("without_training", lambda: loss_bounds(data, options.size))
+    compute_once("report_loss_range", lambda: list(REPORT_LOSS_RANGE))
+    compute_once("loss_bounds", lambda: loss_bounds(data, options.size))
     half = options.size // 2
     for number, name in enumerate(QUANTIZERS):
         # Without the permute, the map of a channel has 64 pixels only at full size (256 px).
@@ -214,7 +216,7 @@ def main() -> None:
             "held_out_mse": [round(line["held_out"]["mse"], 5) for line in held_out],
             "held_out_mse_over_variance": held_out[-1]["held_out"]["mse_over_variance"],
             "n": len(encoded.split.val),
-            "codes_in_all": len(encoded.codes.unique()),
+            "codes_used_in_any_slot": len(encoded.codes.unique()),
         }
 
     compute_once("prior", prior_results)

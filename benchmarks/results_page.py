@@ -17,7 +17,7 @@ from vqlib.checkpoints import REPOSITORY
 from vqlib.evaluation.results import RESULTS, load_results
 
 START, END = "<!-- results -->\n", "<!-- /results -->\n"
-AVIF = "AVIF speed 6, headers free"
+AVIF = "AVIF speed 6, headers not counted"
 DEEP, LAYERS, REPORT = "ham10000", "ham10000-report-layers", "report-ham10000"
 # How the page calls what the files call by a shorter name; a name that is not here stays.
 NAMES = {
@@ -28,28 +28,18 @@ NAMES = {
     "unigram": "unigram of each slot",
     "unigram per position": "unigram of each slot and position",
     "prior, given the class": "**the prior**, given the class",
-    "codes of their places": "samples from the per-position marginals",
+    "per-position marginals": "samples from the per-position marginals",
     "real": "photographs",
     "reconstructions": "reconstructions of photographs",
     "generated": "samples",
     "real and generated": "photographs and samples",
     "two gated stacks": "base: two gated stacks",
-    "one orientation": "one orientation instead of eight",
-    "mean of the rows so far": "causal mean over the rows above",
-    "told the orientation": "conditioned on the orientation",
-    "all three": "codebook embeddings, causal mean and orientation",
-    "wider": "wider layers",
-    "no start from data": "codebook not initialized from data",
-    "no restarts": "no restarts of unused codebook vectors",
-    "neither": "neither initialized from data nor restarted",
-    "latents of length 1": "latents normalized to length 1",
-    "workbook: both": "`workbook`: restarts after 20 batches, weight average 0.999",
-    "ours": "**`vqlib`**",
+    "vqlib": "**`vqlib`**",
 }
 
 
 def named(name: str) -> str:
-    return NAMES.get(name, name).replace("theirs", "`vector-quantize-pytorch`")
+    return NAMES.get(name, name).replace("vector-quantize-pytorch", "`vector-quantize-pytorch`")
 
 
 def table(head: str, rows: Iterable[Sequence[object]]) -> str:
@@ -108,7 +98,7 @@ def at_equal_bytes(result: dict[str, Any]) -> str:
             found[2:4] = f"{row['psnr_db']:.2f}", f"{row['ssim']:.3f}"
         if "codes_used" in row:
             digits = 0 if row["perplexity"] > 9 else 1
-            found[4] = interval(row["psnr_above_rival_db"], 2)
+            found[4] = interval(row["psnr_above_baseline_db"], 2)
             found[5:] = row["codes_used"], f"{row['perplexity']:.{digits}f}"
         return found
 
@@ -126,7 +116,7 @@ def above_avif(result: dict[str, Any]) -> str:
 
 def ssim_above_webp(result: dict[str, Any]) -> str:
     models = {n: row for n, row in result["rows"].items() if "codes_used" in row}
-    found = [f"{named(n)}: {interval(row['ssim_above_rival'], 3)}" for n, row in models.items()]
+    found = [f"{named(n)}: {interval(row['ssim_above_baseline'], 3)}" for n, row in models.items()]
     return "The differences from WebP in SSIM (95 %) are: " + "; ".join(found) + "."
 
 
@@ -152,10 +142,11 @@ Validation split, n = {val["n"]}, {val["size"]} px:
 {at_equal_bytes(val)}
 
 The codecs write complete files. For each image the best combination of downscaling and quality is
-searched. "Headers free" counts only the bytes after the header of the file; codes have no header.
-AVIF runs at speed 6, the default of Pillow. Slower settings compress better and were not measured.
-"Fits" is the number of images whose file is small enough. If not all images fit, the row has no
-means, because these would be means over other images. PSNR and SSIM are of 8-bit pixels.
+searched. "Headers not counted" counts only the bytes after the header of the file; codes have no
+header. AVIF runs at speed 6, the default of Pillow. Slower settings compress better and were
+not measured. "Fits" is the number of images whose file is small enough.
+If not all images fit, the row has no means, because these would be means over other
+images. PSNR and SSIM are of 8-bit pixels.
 
 "Above WebP" is the mean difference in PSNR over the same images, with its 95 % interval (paired
 bootstrap). "Codes used" is of 512, in the slot that uses the fewest. The perplexity is the
@@ -195,8 +186,8 @@ split, n = {bounds["rows"][DEEP]["n"]}:
 
 def bits_and_files() -> str:
     val = load_results("isic2018-val")
-    bits, files = dict(val["bits_per_code"]), val["files"]
-    size, own = bits.pop("bytes per image"), bits["prior, given the class"]
+    bits, files, size = val["bits_per_code"], val["files"], val["bytes_per_image"]
+    own = bits["prior, given the class"]
     best, name = min((value, name) for name, value in bits.items() if value != own)
     body = table("| Model | bits per code |", ((named(n), f"{v:.2f}") for n, v in bits.items()))
     return f"""
@@ -211,10 +202,10 @@ not conditioned on the class. Validation split, n = {val["n"]}:
 {body}
 
 The prior needs {percent(1 - own / best, 1)} less than the best table ({name}), and {size:.0f} bytes
-an image. Written by a range coder, {files["n"]} validation lesions take {files["ours"]:.0f} bytes
-each, header included. At the same PSNR ({files["psnr_db"]:.1f} dB on average) WebP needs
-{files["WebP"]:.0f} bytes. The mean difference is {interval(files["ours_minus_rival"], 0)} bytes
-(95 % interval).
+an image. Written by a range coder, {files["n"]} validation lesions take
+{files["prior_bytes"]:.0f} bytes each, header included. At the same PSNR
+({files["psnr_db"]:.1f} dB on average) WebP needs {files["baseline_bytes"]:.0f} bytes.
+The mean difference is {interval(files["difference_bytes"], 0)} bytes (95 % interval).
 """
 
 
@@ -226,25 +217,25 @@ def speed() -> str:
             machine["processor"],
             machine["threads"],
             row["n"],
-            f"{1000 * row['seconds_of_a_pass']:.0f} ms",
+            f"{1000 * row['seconds_per_forward_pass']:.0f} ms",
             *(f"{row[way]['seconds']:.2f} s" for way in ("naive", "rows cropped", "cached")),
-            f"{row['cached']['times_faster']:.0f}x",
-            span(row["cached"]["of_each_process"], 0),
+            f"{row['cached']['speedup']:.0f}x",
+            span(row["cached"]["speedup_of_each_process"], 0),
         )
         for machine in machines
         for row in machine["rows"]
     ]
     body = table(
         "| Processor | threads | images at once | one pass | naive | rows cropped | cached "
-        "| times faster | lowest to highest |",
+        "| speedup | lowest to highest |",
         rows,
     )
     return f"""
 ## Speed of the sampler
 
 The naive sampler runs the complete network once for each of the 256 codes. "Rows cropped" leaves
-out the rows below the current one. The cached sampler computes each position once. "Times faster"
-compares the cached sampler with 256 passes through the network; it is the median of
+out the rows below the current one. The cached sampler computes each position once. The
+speedup compares the cached sampler with 256 passes through the network; it is the median of
 {span((m["processes"] for m in machines), 0)} processes. The ratio depends on the machine. In
 float64 the samplers must give the same codes, and they did on {same} of
 {count(len(machines), "machine")}. Speed on a GPU has not been measured.
@@ -281,8 +272,8 @@ def samples() -> str:
 Each set of {found["n"]} images is compared with {found["n"]} photographs of the validation split,
 in the {found["features"]} features of a lesion classifier that was trained on the training split.
 "Real, another split" and the reconstructions are lesions of the test split. They show how far two
-sets of real lesions are apart, and nothing was chosen by them. The samples are drawn with the
-default settings. ± is one standard error. The kernel distance of the samples uses
+sets of real lesions are apart, and nothing was chosen by them. The samples are generated
+with the default settings. ± is one standard error. The kernel distance of the samples uses
 {ours["images"]:,} images: the distance is unbiased, and more images make its error smaller.
 
     python -m vqlib evaluate --data PATH
@@ -294,11 +285,11 @@ The goal for the samples was a kernel distance of at most twice that of the reco
 reconstructions {errors[1]}.
 
 A near-copy is nearer to a training lesion, in any of eight orientations, than 99 % of the held-out
-lesions are. {percent(copies["features"]["share"], 1)} of the samples are near-copies by features
-and {percent(copies["codes"]["share"], 1)} by codes; up to
-{percent(copies["features"]["allowed"], 1)} is consistent with chance.
+lesions are. {percent(copies["features"]["fraction"], 1)} of the samples are near-copies by features
+and {percent(copies["codes"]["fraction"], 1)} by codes; up to
+{percent(copies["features"]["expected_upper_limit"], 1)} is consistent with chance.
 
-![Codes appear one position after another, row by row; beside them the decoded image](drawing.webp)
+![Codes appear one position after another, row by row; beside them the decoded image](sampling.webp)
 
 *One sample while it is generated, and what the decoder makes of the codes so far. The colour of a
 code shows its index and has no other meaning (`benchmarks/pictures.py`).*
@@ -310,7 +301,7 @@ def guidance() -> str:
     rows = [
         (
             f"samples, w = {row['guidance']:g}",
-            percent(row["class_found"]),
+            percent(row["balanced_accuracy"]),
             with_error(row["kernel_distance"], row["standard_error"], 3),
             f"{row['precision']:.2f}",
             f"{row['recall']:.2f}",
@@ -318,19 +309,19 @@ def guidance() -> str:
         for row in found["rows"]
     ]
     for name in ("reconstructions", "real"):
-        rows.append((named(name), percent(found[f"{name}_class_found"]), "", "", ""))
+        rows.append((named(name), percent(found[f"{name}_balanced_accuracy"]), "", "", ""))
     return f"""
 ## Classifier-free guidance
 
 `sample(..., guidance=w)` moves the conditional logits further away from the unconditional ones.
-"Class found" is how often the classifier finds the class that was asked for (mean over the classes,
-as in balanced accuracy). Kernel distance, precision and recall compare the samples with the
+The balanced accuracy is the fraction of images for which the classifier predicts the requested
+class, averaged over the classes. Kernel distance, precision and recall compare the samples with the
 photographs of the validation split, n = {found["n"]}. These samples are not those of the section
 above. ± is one standard error.
 
     python benchmarks/guidance.py --data PATH
 
-{table("| Images | class found | kernel distance | precision | recall |", rows)}
+{table("| Images | balanced accuracy | kernel distance | precision | recall |", rows)}
 """
 
 
@@ -372,7 +363,7 @@ def priors() -> str:
     rows = [
         (
             named(row["change"]),
-            f"{row['weights'] / 1e6:.2f}",
+            f"{row['parameters'] / 1e6:.2f}",
             f"{row['bits_per_code']:.3f}",
             "" if row is base else f"{row['bits_per_code'] - base['bits_per_code']:+.3f}",
             f"{row['train_bits_per_code']:.3f}",
@@ -381,7 +372,7 @@ def priors() -> str:
         for row in found["rows"]
     ]
     body = table(
-        "| Prior | weights, millions | bits per code | from the base | in training | best epoch |",
+        "| Prior | parameters, M | bits per code | from the base | in training | best epoch |",
         rows,
     )
     return f"""
@@ -449,7 +440,7 @@ def quantizers() -> str:
 The same network, images ({found["size"]} px), optimizer and seed, {found["epochs"]} epochs; only
 the quantizer differs. Time and memory are those of the quantizer alone, forward and backward: the
 time for 16 images, the memory for 256. One seed each; the section above shows how much seeds
-differ. Validation split, n = {found["rows"]["ours"]["n"]}:
+differ. Validation split, n = {found["rows"]["vqlib"]["n"]}:
 
     pip install vector-quantize-pytorch
     python benchmarks/quantizers.py --data PATH
@@ -460,18 +451,18 @@ differ. Validation split, n = {found["rows"]["ours"]["n"]}:
 
 def report() -> str:
     found = load_results("report")
-    low, high = found["band"]
+    low, high = found["report_loss_range"]
     readings = [v for v in found.values() if isinstance(v, dict) and "quantizer" in v]
     readings.sort(key=lambda row: -row["epochs"])  # the complete training first
     first, prior, held_out = readings[0], found["prior"], found["prior"]["held_out_mse"]
     batches, images = first["batches"], found["data"].strip("<>").partition(";")[0]
 
     def last(row: dict[str, Any], key: str) -> float:
-        return row["means_of_100"][key][-1]
+        return row["means_over_100_batches"][key][-1]
 
     def inside(key: str) -> str:
         return "; ".join(
-            f'"{row["quantizer"]}" ({count(row["codes_in_all"], "code")} used)'
+            f'"{row["quantizer"]}" ({count(row["codes_used_in_any_slot"], "code")} used)'
             for row in readings
             if low <= last(row, key) <= high
         )
@@ -487,17 +478,20 @@ def report() -> str:
                 f"{last(row, 'loss'):.3f}",
                 f"{last(row, 'reconstruction_loss'):.3f}",
                 f"{row['psnr_db']:.1f}",
-                row["codes_in_all"],
+                row["codes_used_in_any_slot"],
             )
             for row in readings
         ),
     )
-    excluded = [f'"{r["rotation"]}"' for r in found["without_training"] if r["floor"] > high]
+    excluded = [f'"{r["rotation"]}"' for r in found["loss_bounds"] if r["lower_bound"] > high]
     floors = table(
         "| Reading of the rotation | lower bound | best single image | variance of the target |",
         (
-            (row["rotation"], *(f"{row[key]:.3f}" for key in ("floor", "one_code", "variance")))
-            for row in found["without_training"]
+            (
+                row["rotation"],
+                *(f"{row[key]:.3f}" for key in ("lower_bound", "single_image_loss", "variance")),
+            )
+            for row in found["loss_bounds"]
         ),
     )
     return f"""
@@ -518,7 +512,7 @@ loss ends in this interval: {inside("loss") or "none"}. Readings whose MSE does:
 
 The report compares a sigmoid output in [0, 1] with a normalized target, so its loss has a lower
 bound above zero. This table has the bound, and the loss of the best single image for all inputs, on
-{found["without_training"][0]["images"]:,} training images. Both depend on where the rotation
+{found["loss_bounds"][0]["images"]:,} training images. Both depend on where the rotation
 stands.
 
 {floors}
@@ -594,12 +588,12 @@ def readme_results() -> str:
     for row in (row for machine in machines for row in machine["rows"]):
         cached.setdefault(row["n"], []).append(row["cached"])
     times = [
-        f"{span((row['times_faster'] for row in rows), 0)}x for {n} "
+        f"{span((row['speedup'] for row in rows), 0)}x for {n} "
         f"({span((row['seconds'] for row in rows), 2)} s)"
         for n, rows in cached.items()
     ]
     ranges = ", lowest to highest" if len(machines) > 1 else ""
-    above = interval(test["rows"][DEEP]["psnr_above_rival_db"], 2)
+    above = interval(test["rows"][DEEP]["psnr_above_baseline_db"], 2)
     items = f"""
 - **Reconstruction** (`python -m vqlib evaluate --data PATH`). With {val["budget_bytes"]} bytes an
 image, the deep model reaches {ours[0]} dB PSNR and WebP {webp[0]} dB on the validation split (n =
@@ -608,8 +602,9 @@ it is {above} dB (95 % interval) above WebP, and {above_avif(test)}.
 
 - **Bits per code and file size** (same command). Given the class, the prior needs
 {bits["prior, given the class"]:.2f} bits per code on the validation split (n = {val["n"]}); without
-a model a code takes {bits["uniform"]:.0f}. Entropy-coded files take {files["ours"]:.0f} bytes, WebP
-files of the same PSNR {files["WebP"]:.0f} bytes (n = {files["n"]}).
+a model a code takes {bits["uniform"]:.0f}. Entropy-coded files take
+{files["prior_bytes"]:.0f} bytes, WebP files of the same PSNR
+{files["baseline_bytes"]:.0f} bytes (n = {files["n"]}).
 
 - **Speed of the sampler** (`python benchmarks/sampling.py`). The cached sampler is faster than 256
 passes through the network, by the number of images at once: {", ".join(times)}; on

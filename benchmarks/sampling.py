@@ -136,16 +136,16 @@ def main() -> None:
         pairs = [json.loads(output) for output in outputs]
         speedups = sorted(256 * one_pass / cached for one_pass, cached in pairs)
         one_pass, cached = (median(column) for column in zip(*pairs, strict=True))
-        row = {"n": n, "seconds_of_a_pass": one_pass}
+        row = {"n": n, "seconds_per_forward_pass": one_pass}
         for name in METHODS:
             taken = cached if name == "cached" else seconds(partial(draw_samples, name, prior, n))
-            row[name] = {"seconds": taken, "times_faster": 256 * one_pass / taken}
-        row["cached"] |= {"times_faster": median(speedups), "of_each_process": speedups}
+            row[name] = {"seconds": taken, "speedup": 256 * one_pass / taken}
+        row["cached"] |= {"speedup": median(speedups), "speedup_of_each_process": speedups}
         result["rows"].append(row)
         print(f"n {n:3}, {1000 * one_pass:6.1f} ms per forward pass", end="")
         for name in METHODS:
             timing = row[name]
-            print(f"   {name} {timing['seconds']:.3f} s, {timing['times_faster']:.1f}x", end="")
+            print(f"   {name} {timing['seconds']:.3f} s, {timing['speedup']:.1f}x", end="")
         print(f"   {[round(x) for x in speedups]}", flush=True)
     machines = load_results("sampling", {"machines": []})["machines"]
     save_results("sampling", {"machines": with_machine(machines, result)})

@@ -31,7 +31,7 @@ def test_train_encode_sample_and_evaluate(tmp_path, monkeypatch, capsys):
     assert table["split"] == "val" and table["n"] == len(table["psnr_db_of"]["vqvae"]) > 40
     assert table["budget_bytes"] == 18 and ours["bytes"] == 18.0  # 2 x 2 x 4 codes of 9 bits
     assert 10 < ours["psnr_db"] < 40 and 0 < table["bits_per_code"]["prior, given the class"] < 12
-    assert table["rows"]["WebP"]["n"] == 0 and ours["psnr_above_rival_db"] is None
+    assert table["rows"]["WebP"]["n"] == 0 and ours["psnr_above_baseline_db"] is None
     assert "PSNR dB" in capsys.readouterr().out
 
     # Codes do not overwrite weights, and two models of the same name are not confused.

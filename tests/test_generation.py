@@ -12,12 +12,12 @@ from vqlib import VQVAE, DataError, PixelCNN, encode_dataset, open_dataset
 from vqlib.evaluation.generation import (
     KERNEL_DISTANCE_FACTOR,
     Inception,
-    as_text,
     evaluate_samples,
     frechet_distance,
     kernel_distance,
     nearest_training,
     precision_recall,
+    samples_table,
 )
 from vqlib.lesions.classifier import LesionClassifier, balanced_accuracy
 from vqlib.metrics import predict_images
@@ -76,12 +76,12 @@ def test_nearest_training_finds_planted_copies():
     torch.manual_seed(0)
     train, held_out, samples = (torch.randn(n, 8) for n in (500, 300, 200))
     search = nearest_training(train, held_out[None], samples[None])
-    assert search.near_copy_share <= search.expected_upper_limit
+    assert search.near_copy_fraction <= search.expected_upper_limit
     with_copies = samples.clone()
     with_copies[:20] = train[40:60] + 0.01
     views = torch.stack([samples, with_copies])  # two views of each image
     search = nearest_training(train, held_out[None], views)
-    assert search.near_copy_share >= 0.1 > search.expected_upper_limit
+    assert search.near_copy_fraction >= 0.1 > search.expected_upper_limit
     assert torch.equal(search.nearest[:20], torch.arange(40, 60))
     codes = torch.randint(16, (50, 2, 2, 4))
     copy = codes[7:8].clone()
@@ -122,10 +122,10 @@ def test_evaluate_samples_returns_json_and_detects_copies(tmp_path, monkeypatch)
     assert list(result["rows"])[:3] == ["real, another split", "reconstructions", "samples"]
     assert result["diversity"]["distinct_grids"] == n
     assert result["rows"]["samples"]["images"] == KERNEL_DISTANCE_FACTOR * n
-    assert "precision" in as_text(result)
+    assert "precision" in samples_table(result)
     copies = encoded.codes[encoded.split.train[:n]]
     monkeypatch.setattr("vqlib.evaluation.generation.sample", lambda *_, **__: copies)
-    assert evaluate_samples(*arguments, size=64)["near_copies"]["codes"]["nearest"] == 0.0
+    assert evaluate_samples(*arguments, size=64)["near_copies"]["codes"]["minimum_distance"] == 0.0
     # Mirrored copies are detected, too, although their codes are different.
     mirrored = data.pixels(64)[encoded.split.train[:n]].flip(-2) / 255
     codes = vqvae.encode(mirrored)
@@ -134,7 +134,10 @@ def test_evaluate_samples_returns_json_and_detects_copies(tmp_path, monkeypatch)
     monkeypatch.setattr("vqlib.evaluation.generation.sample", lambda *_, **__: codes)
     monkeypatch.setattr(vqvae, "decode", lambda codes: mirrored)
     near_copies = evaluate_samples(*arguments, size=64)["near_copies"]
-    assert near_copies["codes"]["nearest"] == 0.0 and near_copies["features"]["nearest"] < 1e-2
+    assert (
+        near_copies["codes"]["minimum_distance"] == 0.0
+        and near_copies["features"]["minimum_distance"] < 1e-2
+    )
     with pytest.raises(ValueError, match="held-out"):
         evaluate_samples(*arguments, size=64, split="train")
 

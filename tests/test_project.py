@@ -39,9 +39,9 @@ UNSAFE = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marsh
 
 # A picture or an archive in git must be named here, with where it comes from: none is a photograph.
 BINARIES = {
-    "data/results/report-samples.png": "drawn by the models of benchmarks/report.py",
+    "data/results/report-samples.png": "sampled by the models of benchmarks/report.py",
     "data/results/samples.jpg": "decoded from codes by benchmarks/pictures.py",
-    "data/results/drawing.webp": "decoded from codes by benchmarks/pictures.py",
+    "data/results/sampling.webp": "decoded from codes by benchmarks/pictures.py",
 }
 BINARY_SUFFIXES = set(
     ".png .jpg .jpeg .gif .webp .avif .bmp .tif .tiff .pdf"
@@ -297,7 +297,7 @@ def test_tables_of_results_are_those_of_evaluate():
             cells[2:4] = f"{row['psnr_db']:.2f}", f"{row['ssim']:.3f}"
         if "codes_used" in row:
             digits = 0 if row["perplexity"] > 9 else 1
-            cells[4] = "{:+.2f} ({:+.2f} to {:+.2f})".format(*row["psnr_above_rival_db"])
+            cells[4] = "{:+.2f} ({:+.2f} to {:+.2f})".format(*row["psnr_above_baseline_db"])
             cells[5:] = str(row["codes_used"]), f"{row['perplexity']:.{digits}f}"
         return f"| {' | '.join(cells)} |\n"
 
@@ -321,18 +321,20 @@ def test_results_in_the_readme_are_those_of_the_files():
     val, test, machines = *map(results, ("isic2018-val", "isic2018-test")), results("sampling")
     ours, webp, avif = (
         [result["rows"][name]["psnr_db"] for result in (val, test)]
-        for name in ("ham10000", "WebP", "AVIF speed 6, headers free")
+        for name in ("ham10000", "WebP", "AVIF speed 6, headers not counted")
     )
     bits, files, machines = val["bits_per_code"], val["files"], machines["machines"]
     said = [
         f"With {val['budget_bytes']} bytes",
         f"deep model reaches {ours[0]:.2f} dB PSNR and WebP {webp[0]:.2f} dB on the validation",
         f"(n = {val['n']}), {ours[1]:.2f} and {webp[1]:.2f} dB on the test split (n = {test['n']},",
-        "{:+.2f} ({:+.2f} to {:+.2f}) dB".format(*test["rows"]["ham10000"]["psnr_above_rival_db"]),
+        "{:+.2f} ({:+.2f} to {:+.2f}) dB".format(
+            *test["rows"]["ham10000"]["psnr_above_baseline_db"]
+        ),
         f"{ours[1] - avif[1]:.2f} dB above AVIF",
         f"needs {bits['prior, given the class']:.2f} bits per code",
-        f"take {files['ours']:.0f} bytes",
-        f"same PSNR {files['WebP']:.0f} bytes (n = {files['n']})",
+        f"take {files['prior_bytes']:.0f} bytes",
+        f"same PSNR {files['baseline_bytes']:.0f} bytes (n = {files['n']})",
         f"on {len(machines)} machine",
         f"take {span([m['seconds_for_4_lesions'] for m in machines], 2)} s",
     ]
@@ -340,7 +342,7 @@ def test_results_in_the_readme_are_those_of_the_files():
     for row in (row for machine in machines for row in machine["rows"]):
         cached.setdefault(row["n"], []).append(row["cached"])
     for n, rows in cached.items():
-        faster, seconds = ([row[key] for row in rows] for key in ("times_faster", "seconds"))
+        faster, seconds = ([row[key] for row in rows] for key in ("speedup", "seconds"))
         said.append(f"{span(faster, 0)}x for {n} ({span(seconds, 2)} s)")
     readme = on_one_line("README.md")
     assert not [text for text in said if text not in readme]
@@ -354,17 +356,21 @@ def test_other_results_are_those_of_their_benchmarks():
         error = row["balanced_accuracy_error"]
         said.append(f"{100 * row['balanced_accuracy']:.0f} ± {100 * error:.0f} %")
     for row in results("guidance")["rows"]:
-        said.append(f"w = {row['guidance']:g} | {100 * row['class_found']:.0f} % |")
+        said.append(f"w = {row['guidance']:g} | {100 * row['balanced_accuracy']:.0f} % |")
     for row in results("priors")["rows"]:
         said.append(f"| {row['bits_per_code']:.3f} |")
     for row in results("ablation")["rows"]:
         said.append(f"| {row['seed']} | {row['psnr_db']:.2f} |")
     for row in results("quantizers")["rows"].values():
         said.append(f"| {row['ms_per_step']:.0f} ms | {row['mb_per_step_of_256']:.0f} MB |")
-    for row in found["without_training"]:
-        said.append(f"| {row['rotation']} | {row['floor']:.3f} | {row['one_code']:.3f} |")
-    for row in (row for row in found.values() if "means_of_100" in row):
-        loss, mse = (row["means_of_100"][key][-1] for key in ("loss", "reconstruction_loss"))
+    for row in found["loss_bounds"]:
+        said.append(
+            f"| {row['rotation']} | {row['lower_bound']:.3f} | {row['single_image_loss']:.3f} |"
+        )
+    for row in (row for row in found.values() if "means_over_100_batches" in row):
+        loss, mse = (
+            row["means_over_100_batches"][key][-1] for key in ("loss", "reconstruction_loss")
+        )
         said.append(f"| {row['size']} | {row['epochs']} | {loss:.3f} | {mse:.3f} |")
     said.append(f"training ends at {prior['train_mse'][-1]:.3f}")
     said.append(f"and ends at {prior['held_out_mse'][-1]:.3f}")

@@ -7,6 +7,7 @@ import inspect
 import io
 import math
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -16,32 +17,22 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from ..checkpoints import read_log
+from ..checkpoints import read_log  # noqa: F401
 from ..quantizer import nearest_codes
-from .training_curves import WIDTH, LiveTraining, plot_bits_by_epoch, plot_log, to_image_array
 
-__all__ = [
-    "LiveTraining",
-    "bits_per_position",
-    "code_grids",
-    "code_usage",
-    "convolution_mask",
-    "dependency_matrix",
-    "image_grid",
-    "pipeline",
-    "plot_bits_by_epoch",
-    "plot_log",
-    "read_log",
-    "receptive_field",
-    "sampling_stages",
-    "show_source",
-    "use_style",
-    "voronoi_regions",
-]
+# The notebooks import all figures from this module.
+from .training_curves import (  # noqa: F401
+    WIDTH,
+    LiveTraining,
+    plot_bits_by_epoch,
+    plot_log,
+    to_image_array,
+)
 
 
 def use_style() -> None:
@@ -76,6 +67,14 @@ def show_source(*objects: Any) -> None:
     display(Markdown(f"`{module.__name__ if module else ''}`\n\n```python\n{text}\n```"))
 
 
+def _show(axis: Axes, image: Any, title: str = "", **options: Any) -> AxesImage:
+    """`imshow` without ticks and grid."""
+    axis.set(xticks=[], yticks=[])
+    axis.grid(False)
+    axis.set_title(title, fontsize=9)
+    return axis.imshow(image, **options)
+
+
 def image_grid(
     images: Tensor | Sequence[Tensor],
     titles: Sequence[str] | None = None,
@@ -93,21 +92,17 @@ def image_grid(
         title: of the figure.
         rows: a label for each row of the grid.
     """
-    count, titles = len(images), titles or ()
+    count, titles = len(images), [*(titles or ())]
     grid_rows, image_width = -(-count // columns), WIDTH / columns
     figure_height = grid_rows * image_width + 0.25 * -(-len(titles) // columns)
     figure_height += 0.35 if title else 0
     figure, axes = plt.subplots(grid_rows, columns, figsize=(WIDTH, figure_height), squeeze=False)
-    for i, axis in enumerate(axes.flat):
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
         axis.grid(False)
-        axis.set_xticks([])
-        axis.set_yticks([])
-        for spine in axis.spines.values():
-            spine.set_visible(False)
-        if i < count:
-            axis.imshow(to_image_array(images[i]), interpolation="antialiased")
-            if i < len(titles):
-                axis.set_title(titles[i], fontsize=9)
+        axis.spines[:].set_visible(False)
+    for axis, image, name in zip_longest(axes.flat[:count], images, titles[:count], fillvalue=""):
+        _show(axis, to_image_array(image), name, interpolation="antialiased")
     for axis, label in zip(axes[:, 0], rows or [], strict=False):
         axis.set_ylabel(label, fontsize=9)
     figure.suptitle(title, fontsize=11)
@@ -125,10 +120,9 @@ def code_grids(codes: Tensor, num_embeddings: int = 512, title: str = "") -> Fig
     figure, axes = plt.subplots(n, slots, figsize=(WIDTH, WIDTH / slots * n * 0.8), squeeze=False)
     for i in range(n):
         for slot in range(slots):
-            axis = axes[i, slot]
-            axis.imshow(codes[i, :, :, slot], cmap="nipy_spectral", vmin=0, vmax=num_embeddings)
-            axis.set(xticks=[], yticks=[], title=f"slot {slot}" if i == 0 else "")
-            axis.grid(False)
+            options = {"cmap": "nipy_spectral", "vmin": 0, "vmax": num_embeddings}
+            title_of_slot = "" if i else f"slot {slot}"
+            _show(axes[i, slot], codes[i, :, :, slot], title_of_slot, **options)
     figure.suptitle(title)
     return figure
 
@@ -156,11 +150,9 @@ def convolution_mask(axis: Axes, weights: Tensor, title: str) -> None:
     Args:
         weights: (rows, columns) of 0 and 1.
     """
-    axis.imshow(weights, cmap="Blues", vmin=0, vmax=1.4)
+    _show(axis, weights, title, cmap="Blues", vmin=0, vmax=1.4)
     for (row, column), value in np.ndenumerate(weights.numpy()):
         axis.text(column, row, int(value), ha="center", va="center", fontsize=8)
-    axis.set(title=title, xticks=[], yticks=[])
-    axis.grid(False)
 
 
 def dependency_matrix(axis: Axes, seen: Tensor, title: str) -> None:
@@ -220,9 +212,8 @@ def bits_per_position(bits: Tensor, title: str = "") -> Figure:
     figure, axes = plt.subplots(1, slots, figsize=(WIDTH, 2.7), squeeze=False)
     low, high = float(bits.min()), float(bits.max())
     for slot, axis in enumerate(axes.flat):
-        heatmap = axis.imshow(bits[..., slot], vmin=low, vmax=high, cmap="magma")
-        axis.set(title=f"slot {slot}: {bits[..., slot].mean():.2f} bits", xticks=[], yticks=[])
-        axis.grid(False)
+        text = f"slot {slot}: {bits[..., slot].mean():.2f} bits"
+        heatmap = _show(axis, bits[..., slot], text, vmin=low, vmax=high, cmap="magma")
     figure.colorbar(heatmap, ax=axes, label="bits per code", shrink=0.8)
     figure.suptitle(title, fontsize=11)
     return figure
@@ -250,8 +241,7 @@ def pipeline(
     ]
     figure, axes = plt.subplots(1, 4, figsize=(WIDTH, 2.8))
     for axis, stage, title in zip(axes, (image, maps, grids[0], decoded), titles):
-        axis.imshow(to_image_array(stage), cmap="nipy_spectral", vmin=0, vmax=1)
-        axis.set_title(title, fontsize=9)
+        _show(axis, to_image_array(stage), title, cmap="nipy_spectral", vmin=0, vmax=1)
         axis.axis("off")
     return figure
 
@@ -281,7 +271,7 @@ def voronoi_regions(
 
 def _codes_as_blocks(codes: Tensor, done: Sequence[int]) -> Tensor:
     """Grids (n, h, w, 4) as images (n, 2h, 2w) of code indices: each position is a block of 2 x 2
-    cells; NaN from code number `done` on."""
+    cells; NaN for the codes that are not sampled yet, all after the first `done`."""
     n, h, w, _ = codes.shape
     order = torch.arange(codes[0].numel()).view(1, h, w, 4)
     values = codes.float().masked_fill(order >= torch.tensor(done).view(n, 1, 1, 1), torch.nan)
@@ -300,13 +290,11 @@ def sampling_stages(
     """
     n, blocks = len(codes), _codes_as_blocks(codes, done)
     figure, axes = plt.subplots(2, n, figsize=(WIDTH, 2 * WIDTH / n + 0.6), squeeze=False)
+    options = {"cmap": "nipy_spectral", "vmin": 0, "vmax": num_embeddings}
     for i in range(n):
-        axes[0, i].imshow(blocks[i], cmap="nipy_spectral", vmin=0, vmax=num_embeddings)
-        axes[1, i].imshow(to_image_array(images[i]), interpolation="antialiased")
-        axes[0, i].set_title(f"{done[i]} codes", fontsize=9)
+        _show(axes[0, i], blocks[i], f"{done[i]} codes", **options)
+        _show(axes[1, i], to_image_array(images[i]), interpolation="antialiased")
     for axis in axes.flat:
-        axis.set(xticks=[], yticks=[])
-        axis.grid(False)
         axis.spines[:].set_visible(True)
     axes[0, 0].set_ylabel("codes", fontsize=9)
     axes[1, 0].set_ylabel("decoded", fontsize=9)

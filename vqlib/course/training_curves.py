@@ -19,7 +19,6 @@ from ..checkpoints import read_log
 WIDTH = 9.0  # inches: the width of a notebook
 # Short, because runs of a few hundred batches are shown: a longer window would lag.
 MOVING_AVERAGE_BATCHES = 20
-MOVING_AVERAGE_LABEL = f"mean of the last {MOVING_AVERAGE_BATCHES} batches"
 
 
 def to_image_array(image: Tensor) -> np.ndarray:
@@ -57,22 +56,32 @@ def plot_log(run: str | Path, keys: Sequence[str] | None = None) -> Figure:
     keys = keys or logged
     figure, axes = plt.subplots(1, len(keys), figsize=(WIDTH, 2.8), squeeze=False)
     for axis, key in zip(axes.flat, keys, strict=True):
-        values = [line[key] for line in steps]
-        step_numbers = [line["step"] for line in steps]
-        axis.plot(step_numbers, values, alpha=0.25, color="C0")
-        means = moving_average(values, MOVING_AVERAGE_BATCHES)
-        axis.plot(step_numbers, means, color="C0", label=MOVING_AVERAGE_LABEL)
         held_out = [(x["step"], x["held_out"][key]) for x in epochs if key in x["held_out"]]
-        if held_out:
-            axis.plot(*zip(*held_out, strict=True), "o", color="C1", label="held out")
-        if "loss" in key:
-            _log_scale(axis, values)
+        _plot_values(axis, key, [x["step"] for x in steps], [x[key] for x in steps], held_out)
         axis.set(title=key.replace("_", " "), xlabel="step")
     labelled = [pair for a in axes.flat for pair in zip(*a.get_legend_handles_labels())]
     legend = {label: handle for handle, label in labelled}  # each label once
     figure.legend(legend.values(), legend.keys(), ncols=2, loc="outside lower center", fontsize=8)
     figure.suptitle(f"run {Path(run).name}")
     return figure
+
+
+def _plot_values(
+    axis: Axes,
+    key: str,
+    steps: Sequence[int],
+    values: Sequence[float],
+    held_out: Sequence[tuple[int, float]],
+) -> None:
+    """Plot the value of each batch, their moving average, and held-out values (step, value)."""
+    axis.plot(steps, values, alpha=0.25, color="C0")
+    means = moving_average(values, MOVING_AVERAGE_BATCHES)
+    label = f"mean of the last {MOVING_AVERAGE_BATCHES} batches"
+    axis.plot(steps, means, color="C0", label=label)
+    if held_out:
+        axis.plot(*zip(*held_out, strict=True), "o", color="C1", label="held out")
+    if "loss" in key:
+        _log_scale(axis, values)
 
 
 def _log_scale(axis: Axes, values: Sequence[float]) -> None:
@@ -99,10 +108,12 @@ class LiveTraining:
         label: str | None = None,
         every: float = 2.0,
         with_images: bool = True,  # False for a prior, which has no images
-        floor: float | None = None,  # lower bound of the value, shown as a line
+        lower_bound: float | None = None,  # of the value, shown as a line
+        floor: float | None = None,  # former name of lower_bound, in use by notebook 02
     ) -> None:
         self.key, self.label, self.every = key, label or key.replace("_", " "), every
-        self.with_images, self.floor = with_images, floor
+        self.with_images = with_images
+        self.lower_bound = floor if lower_bound is None else lower_bound
 
     def start(self, title: str, total: int, done: int) -> None:
         from IPython.display import display
@@ -159,18 +170,12 @@ class LiveTraining:
         axis.cla()
         step_numbers = np.arange(len(self.values)) + self.first_step + 1
         if self.values:
-            axis.plot(step_numbers, self.values, alpha=0.25, color="C0")
-            means = moving_average(self.values, MOVING_AVERAGE_BATCHES)
-            axis.plot(step_numbers, means, color="C0", label=MOVING_AVERAGE_LABEL)
             held_out = [(s, logs[self.key]) for s, logs in self.held_out if self.key in logs]
-            if held_out:
-                axis.plot(*zip(*held_out, strict=True), "o", color="C1", label="held out")
-            if self.floor is not None:
-                label = f"lower bound {self.floor:.3f}"
-                axis.axhline(self.floor, color="C3", ls="--", label=label)
+            _plot_values(axis, self.key, step_numbers, self.values, held_out)
+            if self.lower_bound is not None:
+                label = f"lower bound {self.lower_bound:.3f}"
+                axis.axhline(self.lower_bound, color="C3", ls="--", label=label)
             axis.legend(fontsize=8, loc="best")
-            if "loss" in self.key:
-                _log_scale(axis, self.values)
         done, remaining = self.current_step - self.first_step, self.total - self.current_step
         seconds_left = (self.last_draw_time - self.start_time) / done * remaining if done else 0.0
         time_left = f", about {seconds_left:.0f} s left" if seconds_left >= 1 else ""
@@ -194,11 +199,12 @@ def plot_bits_by_epoch(run: str | Path, baselines: dict[str, float]) -> Figure:
     """
     steps, epochs = read_log(run)
     figure, axis = plt.subplots()
-    held_out = [line["held_out"]["bits_per_code"] for line in epochs]
-    axis.plot([x["step"] for x in steps], [x["bits_per_code"] for x in steps], alpha=0.2)
-    means = moving_average([x["bits_per_code"] for x in steps], 50)
-    axis.plot([x["step"] for x in steps], means, color="C0", label="training, mean of 50 batches")
-    epoch_ends = [line["step"] for line in epochs]
+    step_numbers, bits = [x["step"] for x in steps], [x["bits_per_code"] for x in steps]
+    axis.plot(step_numbers, bits, alpha=0.2)
+    means = moving_average(bits, 50)
+    axis.plot(step_numbers, means, color="C0", label="training, mean of 50 batches")
+    epoch_ends = [x["step"] for x in epochs]
+    held_out = [x["held_out"]["bits_per_code"] for x in epochs]
     axis.plot(epoch_ends, held_out, "o-", color="C1", label="validation, after each epoch")
     if held_out:
         best = int(np.argmin(held_out))

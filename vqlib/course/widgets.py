@@ -10,9 +10,8 @@ import io
 from collections.abc import Callable
 
 import ipywidgets
-from PIL import Image
 from torch import Tensor
-from torchvision.utils import make_grid
+from torchvision.utils import make_grid, save_image
 
 from ..lesions import CLASSES
 from ..pixelcnn import PixelCNN
@@ -22,9 +21,8 @@ from ..vqvae import VQVAE, eval_mode
 
 def to_png(image: Tensor) -> bytes:
     """PNG file of an image, float (3, H, W) in [0, 1]."""
-    pixels = image.detach().cpu().clamp(0, 1).mul(255).round().byte()
     file = io.BytesIO()
-    Image.fromarray(pixels.movedim(0, -1).numpy()).save(file, "PNG")
+    save_image(image, file, format="png")
     return file.getvalue()
 
 
@@ -47,9 +45,8 @@ def code_browser(decode_code: Callable[[int, Tensor], Tensor], counts: Tensor) -
         code = ranked[slot.value, rank.value - 1]
         image_widget.value = to_png(decode_code(slot.value, code[None])[0])
         percent = 100 * float(frequency[slot.value, code])
-        caption.value = (
-            f"code {int(code)} of slot {slot.value}: used at {percent:.2f} % of the positions"
-        )
+        share = f"used at {percent:.2f} % of the positions"
+        caption.value = f"code {int(code)} of slot {slot.value}: {share}"
 
     for control in (slot, rank):
         control.observe(update, names="value")

@@ -129,7 +129,7 @@ class NearestTraining:
         return float(self.held_out_distances.quantile(0.01))
 
     @property
-    def near_copy_share(self) -> float:
+    def near_copy_fraction(self) -> float:
         """Fraction of generated images below the threshold; about 0.01 without copying."""
         return float((self.sample_distances < self.threshold).float().mean())
 
@@ -153,18 +153,17 @@ def nearest_training(train: Tensor, held_out: Tensor, samples: Tensor) -> Neares
             eight dihedral transforms.
     """
 
-    def nearest_to_view(view: Tensor) -> tuple[Tensor, Tensor]:
+    def pairwise_distances(view: Tensor) -> Tensor:
         if view.is_floating_point():
-            minimum = torch.cdist(view, train).min(1)
-            return minimum.values, minimum.indices
-        train_codes = train.flatten(1)
-        minima = [(train_codes != codes).float().mean(1).min(0) for codes in view.flatten(1)]
-        return torch.stack([m.values for m in minima]), torch.stack([m.indices for m in minima])
+            return torch.cdist(view, train)
+        # p = 0 counts the codes that differ.
+        differing = torch.cdist(view.flatten(1).float(), train.flatten(1).float(), p=0)
+        return differing / train[0].numel()
 
     def nearest_over_views(views: Tensor) -> tuple[Tensor, Tensor]:
-        distances, indices = map(torch.stack, zip(*map(nearest_to_view, views), strict=True))
-        best = distances.min(0)
-        return best.values, indices.gather(0, best.indices[None])[0]
+        distances, indices = zip(*(pairwise_distances(view).min(1) for view in views), strict=True)
+        best = torch.stack(distances).min(0)
+        return best.values, torch.stack(indices).gather(0, best.indices[None])[0]
 
     distances, nearest = nearest_over_views(samples)
     return NearestTraining(distances, nearest_over_views(held_out)[0], nearest)
@@ -215,10 +214,8 @@ def evaluate_samples(
     *,
     size: int = 256,
     split: str = "val",
-    seed: int = 0,
     other_sets: Mapping[str, Callable[[int], Tensor]] | None = None,
     progress: Callable[[str], None] = lambda line: None,
-    **options: Any,
 ) -> dict[str, Any]:
     """Compare samples of the prior, and several reference sets, with held-out real images.
 
@@ -227,7 +224,7 @@ def evaluate_samples(
     The reference sets are the real images of the other held-out split (distance between two sets of
     real lesions), their reconstructions (effect of the VQ-VAE alone), samples from the per-position
     marginals (effect of ignoring the dependencies between codes), and `other_sets`. The samples are
-    generated for the class labels of the real images.
+    generated for the class labels of the real images, with the default options of `sample`.
 
     Args:
         data: the images.
@@ -237,10 +234,8 @@ def evaluate_samples(
         size: pixels of a side.
         split: "val" or "test"; the other one is the second set of real lesions. `train_prior`
             selects the prior's epoch on val, so only test is free of this selection.
-        seed: of all random choices.
         other_sets: name -> function of n that returns n more images, uint8 (n, 3, S, S).
         progress: called with a text after each step.
-        options: for `sample`; by default its defaults.
 
     Returns:
         JSON-compatible results: "n"; "rows" (name -> metrics; "images" is the number of images used
@@ -258,7 +253,7 @@ def evaluate_samples(
     parts = encoded.split
     real, other = (parts.val, parts.test) if split == "val" else (parts.test, parts.val)
     n = min(len(real), len(other))
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     real = real[torch.randperm(len(real), generator=generator)[:n]]
     other = other[torch.randperm(len(other), generator=generator)[:n]]
     pixels = data.pixels(size)
@@ -268,7 +263,7 @@ def evaluate_samples(
     shape, device = train.shape[1:], next(vqvae.parameters()).device
 
     def generate() -> Tensor:
-        codes = sample(prior, n, labels, generator=generator, grid=tuple(shape[:2]), **options)
+        codes = sample(prior, n, labels, generator=generator, grid=tuple(shape[:2]))
         return codes.cpu()
 
     samples = generate()
@@ -283,48 +278,51 @@ def evaluate_samples(
     def features_of(images: Pixels | Tensor) -> Tensor:
         return predict_images(extractor, images, return_features=True)
 
-    def in_all_orientations(images: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (8, n, D) and codes (8, n, h, w, slots) of the eight dihedral transforms."""
-        all_features, all_codes = [features_of(images)], [codes]
-        for index in range(1, 8):
-            transformed = dihedral_transform(images, index)
-            all_features.append(features_of(transformed))
-            parts = [
-                vqvae.encode(to_float(part).to(device)).cpu() for part in transformed.split(32)
-            ]
-            all_codes.append(torch.cat(parts))
-        return torch.stack(all_features), torch.stack(all_codes)
+    def encoded_again(images: Tensor) -> Tensor:
+        batches = (vqvae.encode(to_float(part).to(device)) for part in images.split(32))
+        return torch.cat([codes.cpu() for codes in batches])
+
+    def in_all_orientations(codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (8, n, D) and codes (8, n, h, w, slots) of the eight dihedral transforms of the
+        decoded images; the first codes are `codes` themselves."""
+        images, features, all_codes = decoded(codes), [], []
+        for index in range(8):
+            view = dihedral_transform(images, index)
+            features.append(features_of(view))
+            all_codes.append(codes if index == 0 else encoded_again(view))
+        return torch.stack(features), torch.stack(all_codes)
 
     # All images in this search are decoded from codes. Otherwise the decoder's blur, which only the
     # samples have, would increase their distance to the photographs and hide copies.
-    sample_views = in_all_orientations(decoded(samples), samples)
-    held_out_views = in_all_orientations(decoded(encoded.codes[real]), encoded.codes[real])
+    sample_views, held_out_views = map(in_all_orientations, (samples, encoded.codes[real]))
     train_views = torch.cat([features_of(decoded(part)) for part in train.split(512)]), train
-    searches = {
-        name: nearest_training(*views)
-        for name, *views in zip(
-            ("features", "codes"), train_views, held_out_views, sample_views, strict=True
-        )
-    }
+    near_copies = {}
+    for i, name in enumerate(("features", "codes")):
+        search = nearest_training(train_views[i], held_out_views[i], sample_views[i])
+        near_copies[name] = {
+            "fraction": search.near_copy_fraction,
+            "expected_upper_limit": search.expected_upper_limit,
+            "threshold": search.threshold,
+            "minimum_distance": float(search.sample_distances.min()),
+        }
     progress("near-copies")
     reference, sample_features = features_of(pixels[real]), sample_views[0][0]
     sets = {
         "real, another split": features_of(pixels[other]),
         "reconstructions": features_of(decoded(encoded.codes[other])),
         "samples": sample_features,
-        # Per-position marginals: each code comes from another random training image.
-        "codes of their places": features_of(decoded(train.gather(0, image_index))),
+        # At each position and slot, the code of another random training image.
+        "per-position marginals": features_of(decoded(train.gather(0, image_index))),
     }
     sets |= {name: features_of(images(n)) for name, images in (other_sets or {}).items()}
     further_features = [features_of(decoded(codes)) for codes in further_samples]
-    larger_sets = {"samples": torch.cat([sample_features, *further_features])}
     rows = {}
     for name, features in sets.items():
-        kernel_features = larger_sets.get(name, features)
-        distance, error = kernel_distance(reference, kernel_features)
+        all_features = [features, *further_features] if name == "samples" else [features]
+        distance, error = kernel_distance(reference, torch.cat(all_features))
         precision, recall = precision_recall(reference, features)
         rows[name] = {
-            "images": len(kernel_features),
+            "images": n * len(all_features),
             "kernel_distance": distance,
             "standard_error": error,
             "frechet_distance": frechet_distance(reference, features),
@@ -333,44 +331,30 @@ def evaluate_samples(
         }
         progress(name)
 
-    feature_sets = {"samples": sample_features, "real": reference}
+    def mean_distances(of_class: Tensor) -> dict[str, float]:
+        feature_sets = {"samples": sample_features, "real": reference}
+        return {name: float(torch.pdist(f[of_class]).mean()) for name, f in feature_sets.items()}
+
+    by_class = {name: labels == c for c, name in enumerate(data.classes)}
     return {
         "data": repr(data),
         "split": split,
         "n": n,
         "features": sample_features.shape[1],
         "rows": rows,
-        "near_copies": {
-            name: {
-                "share": search.near_copy_share,
-                "allowed": search.expected_upper_limit,
-                "threshold": search.threshold,
-                "nearest": float(search.sample_distances.min()),
-            }
-            for name, search in searches.items()
-        },
+        "near_copies": near_copies,
         "diversity": {
             "distinct_grids": len(samples.flatten(1).unique(dim=0)),
-            "mean_distance": {
-                name: _mean_pairwise_distance(features) for name, features in feature_sets.items()
-            },
             "mean_distance_within_class": {
-                data.classes[c]: {
-                    name: _mean_pairwise_distance(features[labels == c])
-                    for name, features in feature_sets.items()
-                }
-                for c in labels.unique().tolist()
-                if (labels == c).sum() > 1
+                name: mean_distances(chosen)
+                for name, chosen in by_class.items()
+                if chosen.sum() > 1
             },
         },
     }
 
 
-def _mean_pairwise_distance(features: Tensor) -> float:
-    return float(torch.pdist(features).mean())
-
-
-def as_text(result: dict[str, Any]) -> str:
+def samples_table(result: dict[str, Any]) -> str:
     """The results as a text table."""
     n, split = result["n"], result["split"]
     lines = [
@@ -387,8 +371,8 @@ def as_text(result: dict[str, Any]) -> str:
     for name, row in result["near_copies"].items():
         lines.append(
             f"nearer to a training image, in any orientation, than 99 % of the held-out images "
-            f"(by {name}): {100 * row['share']:.1f} % of the samples (at most "
-            f"{100 * row['allowed']:.1f} % expected without copying)"
+            f"(by {name}): {100 * row['fraction']:.1f} % of the samples (at most "
+            f"{100 * row['expected_upper_limit']:.1f} % expected without copying)"
         )
     lines.append(f"distinct grids of codes: {result['diversity']['distinct_grids']} of {n}")
     return "\n".join(lines)

@@ -10,12 +10,11 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
 
 from ..checkpoints import REPOSITORY
 from ..codes import SPLITS, EncodedDataset, encode_dataset
@@ -31,44 +30,12 @@ from ..metrics import (
 )
 from ..pixelcnn import PixelCNN
 from ..vqvae import VQVAE
-from .codecs import (
-    CODECS,
-    CompressedImage,
-    best_within_budget,
-    evaluate_codec,
-    mean_colour,
-    raw_thumbnail,
-    smallest_at_psnr,
-)
+from .codecs import BASELINE_CODEC, baselines, evaluate_codec, smallest_at_psnr
 from .entropy_coding import compress
-from .generation import as_text as samples_as_text
-from .generation import evaluate_samples
+from .generation import evaluate_samples, samples_table
 
 RESULTS = REPOSITORY / "data" / "results"
-# The only one of the codecs whose whole file is within the budget for all images of val and test.
-BASELINE_CODEC = "WebP"
-AVIF = f"AVIF speed {CODECS['AVIF']['speed']}"  # slower settings compress better; not measured
 NUM_FILE_IMAGES = 100  # images for which files of equal PSNR are searched
-
-
-def baselines(budget: int) -> dict[str, Callable[[Image.Image], CompressedImage | None]]:
-    """Baselines of the results table, name -> codec, each with `budget` bytes per image.
-
-    The codecs are searched as described in `best_within_budget`, with the options in `CODECS`.
-    Stronger baselines may exist.
-    """
-    codecs = {"JPEG": "JPEG", BASELINE_CODEC: BASELINE_CODEC, AVIF: "AVIF"}
-    return {
-        "mean colour": mean_colour,
-        "raw thumbnail": partial(raw_thumbnail, budget=budget),
-        **{name: partial(best_within_budget, codec=codecs[name], budget=budget) for name in codecs},
-        **{
-            f"{name}, headers free": partial(
-                best_within_budget, codec=codecs[name], budget=budget, headers=False
-            )
-            for name in ("JPEG", AVIF)
-        },
-    }
 
 
 def evaluate(
@@ -101,10 +68,11 @@ def evaluate(
 
     Returns:
         JSON-compatible results: "rows", name -> metrics, or only "n", the number of images with a
-        file in the budget, if that is not all of them; with a prior "bits_per_code", and "files",
-        the number of bytes at equal PSNR; with an extractor "samples", see `evaluate_samples`;
-        "skipped", what was not measured and why, if there is such a thing; "psnr_db_of", name ->
-        image id -> dB (None where no file is within the budget).
+        file in the budget, if that is not all of them; with a prior "bits_per_code",
+        "bytes_per_image" (the mean negative log-likelihood of an image), and "files", the sizes of
+        files of equal PSNR; with an extractor "samples", see `evaluate_samples`; "skipped", what
+        was not measured and why, if there is such a thing; "psnr_db_of", name -> image id -> dB
+        (None where no file is within the budget).
     """
     pixels, parts = data.pixels(size), data.split()
     indices = parts[SPLITS.index(split)]
@@ -119,17 +87,12 @@ def evaluate(
         baseline_metrics[name] = evaluate_codec(compress_image, pixels, indices)
         progress(name)
     all_metrics = baseline_metrics | model_metrics
-    result: dict[str, Any] = {
-        "data": repr(data),
-        "split": split,
-        "n": len(indices),
-        "size": size,
-        "budget_bytes": budget,
-        "rows": {
-            name: _result_row(metrics, all_metrics[BASELINE_CODEC])
-            for name, metrics in all_metrics.items()
-        },
+    rows = {
+        name: _result_row(metrics, all_metrics[BASELINE_CODEC])
+        for name, metrics in all_metrics.items()
     }
+    result: dict[str, Any] = {"data": repr(data), "split": split, "n": len(indices), "size": size}
+    result |= {"budget_bytes": budget, "rows": rows}
     if prior is not None:
         encoded = encode_dataset(first_model, data, size, split=parts)
         same_classes = prior_classes is None or tuple(prior_classes) == data.classes
@@ -139,9 +102,8 @@ def evaluate(
                 "samples": f"the prior was trained with the classes {', '.join(prior_classes)}, "
                 f"and these images have {', '.join(data.classes) or 'none'}"
             }
-        result["bits_per_code"] = _prior_bits(
-            prior, encoded.codes, encoded.labels, parts.train, indices
-        )
+        bits = _prior_bits(prior, encoded, indices)
+        result["bits_per_code"], result["bytes_per_image"] = bits
         progress("prior")
         subset = torch.linspace(0, len(indices) - 1, min(NUM_FILE_IMAGES, len(indices))).long()
         psnr = all_metrics[first_name].psnr[subset]
@@ -176,59 +138,53 @@ def _result_row(metrics: ImageMetrics, baseline: ImageMetrics) -> dict[str, Any]
     row["bytes"] = float(metrics.bytes.mean())
     if isinstance(metrics, ReconstructionMetrics):
         all_fit = not baseline.psnr.isnan().any()
-        row["psnr_above_rival_db"] = (
-            paired_bootstrap_interval(metrics.psnr, baseline.psnr) if all_fit else None
-        )
-        row["ssim_above_rival"] = (
-            paired_bootstrap_interval(metrics.ssim, baseline.ssim) if all_fit else None
-        )
+        for key, ours, theirs in (
+            ("psnr_above_baseline_db", metrics.psnr, baseline.psnr),
+            ("ssim_above_baseline", metrics.ssim, baseline.ssim),
+        ):
+            row[key] = paired_bootstrap_interval(ours, theirs) if all_fit else None
     return row
 
 
 def _prior_bits(
-    prior: PixelCNN, codes: Tensor, labels: Tensor, train: Tensor, held_out: Tensor
-) -> dict[str, float]:
-    bits = code_bits(prior, codes[held_out], labels[held_out])
-    labelled = bool((labels[held_out] < prior.num_classes).all())
-    return baseline_bits(codes[train], codes[held_out], prior.num_embeddings) | {
-        "prior, given the class" if labelled else "prior": float(bits.mean()),
-        "bytes per image": float(bits.flatten(1).sum(1).mean() / 8),
-    }
+    prior: PixelCNN, encoded: EncodedDataset, held_out: Tensor
+) -> tuple[dict[str, float], float]:
+    """Bits per code of counting baselines and of the prior, and the prior's bytes per image."""
+    codes, labels = encoded.codes, encoded.labels[held_out]
+    bits = code_bits(prior, codes[held_out], labels)
+    labelled = bool((labels < prior.num_classes).all())
+    rows = baseline_bits(codes[encoded.split.train], codes[held_out], prior.num_embeddings)
+    rows["prior, given the class" if labelled else "prior"] = float(bits.mean())
+    return rows, float(bits.flatten(1).sum(1).mean() / 8)
 
 
 def _compare_file_sizes(
     prior: PixelCNN, encoded: EncodedDataset, pixels: Pixels, indices: Tensor, psnr: Tensor
 ) -> dict[str, Any] | None:
     """Sizes of compressed files: codes written with the prior, and WebP files of the same PSNR.
-    Images for which WebP does not reach the PSNR are left out."""
+    Images for which WebP does not reach the PSNR are left out; None if these are all."""
 
-    def codec_bytes_at(index: int, psnr_db: float) -> int | None:
-        image = Image.fromarray(pixels[index].permute(1, 2, 0).numpy())
-        try:
-            return smallest_at_psnr(image, BASELINE_CODEC, psnr_db).num_bytes
-        except ValueError:
-            return None
+    def baseline_bytes_at(index: int, psnr_db: float) -> float:
+        found = smallest_at_psnr(to_pil_image(pixels[index]), BASELINE_CODEC, psnr_db)
+        return float("nan") if found is None else found.num_bytes
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # the codecs release the GIL
-        codec_bytes = list(pool.map(codec_bytes_at, indices.tolist(), psnr.tolist()))
-    reached = torch.tensor([size is not None for size in codec_bytes])
-    codec_bytes = [size for size in codec_bytes if size is not None]
-    indices, psnr = indices[reached], psnr[reached]
-    if not len(indices):
+        sizes = list(pool.map(baseline_bytes_at, indices.tolist(), psnr.tolist()))
+    baseline_bytes = torch.tensor(sizes, dtype=torch.float64)
+    reached = ~baseline_bytes.isnan()
+    if not reached.any():
         return None
     prior_bytes = []
-    for i in indices.tolist():
-        codes, label = encoded[i]
+    for codes, label in (encoded[i] for i in indices[reached].tolist()):
         label = None if label == prior.num_classes else int(label)
         prior_bytes.append(len(compress(prior, codes, label)))
+    prior_bytes, baseline_bytes = torch.tensor(prior_bytes).double(), baseline_bytes[reached]
     return {
-        "n": len(indices),
-        "psnr_db": float(psnr.mean()),
-        "ours": sum(prior_bytes) / len(prior_bytes),
-        BASELINE_CODEC: sum(codec_bytes) / len(codec_bytes),
-        "ours_minus_rival": paired_bootstrap_interval(
-            torch.tensor(prior_bytes), torch.tensor(codec_bytes)
-        ),
+        "n": len(prior_bytes),
+        "psnr_db": float(psnr[reached].mean()),
+        "prior_bytes": float(prior_bytes.mean()),
+        "baseline_bytes": float(baseline_bytes.mean()),
+        "difference_bytes": paired_bootstrap_interval(prior_bytes, baseline_bytes),
     }
 
 
@@ -257,21 +213,21 @@ def load_results(name: str, default: dict[str, Any] | None = None) -> dict[str, 
     return json.loads(path.read_text())
 
 
-def as_text(result: Mapping[str, Any]) -> str:
+def results_table(result: Mapping[str, Any]) -> str:
     """The results as a text table."""
     lines = [
         f"measured on {result['data'].strip('<>')}",
         f"split {result['split']}, n = {result['n']}, {result['size']} px, at most "
         f"{result['budget_bytes']} bytes per image\n",
-        f"{'':28}{'n':>5}{'bytes':>7}{'PSNR dB':>9}{'SSIM':>7}"
+        f"{'':34}{'n':>5}{'bytes':>7}{'PSNR dB':>9}{'SSIM':>7}"
         f"{f'  above {BASELINE_CODEC}, dB (95 %)':28}{'codes used':>10}{'perplexity':>12}",
     ]
     for name, row in result["rows"].items():
-        line = f"{name:28}{row['n']:5}"
+        line = f"{name:34}{row['n']:5}"
         if "psnr_db" in row:
             line += f"{row['bytes']:7.0f}{row['psnr_db']:9.2f}{row['ssim']:7.3f}"
         if "codes_used" in row:
-            above = row["psnr_above_rival_db"]
+            above = row["psnr_above_baseline_db"]
             above = "" if above is None else "  {:+.2f} ({:+.2f} .. {:+.2f})".format(*above)
             line += f"{above:28}"
             line += f"{row['codes_used']:10}{row['perplexity']:12.0f}"
@@ -285,14 +241,19 @@ def as_text(result: Mapping[str, Any]) -> str:
     if "bits_per_code" in result:
         lines.append("\nbits per code")
         lines += [f"  {name:24}{value:8.3f}" for name, value in result["bits_per_code"].items()]
+        lines.append(f"bytes per image, by the prior: {result['bytes_per_image']:.1f}")
     if "files" in result:
         files = result["files"]
+        prior_bytes, baseline_bytes = files["prior_bytes"], files["baseline_bytes"]
         lines.append(
-            f"\nfiles of equal PSNR ({files['psnr_db']:.2f} dB, n = {files['n']}): "
-            f"{files['ours']:.0f} bytes, {BASELINE_CODEC} {files[BASELINE_CODEC]:.0f} bytes"
+            f"\nfiles of equal PSNR ({files['psnr_db']:.2f} dB, n = {files['n']}): with the prior "
+            f"{prior_bytes:.0f} bytes, {BASELINE_CODEC} {baseline_bytes:.0f} bytes"
         )
     for name, reason in result.get("skipped", {}).items():
         lines.append(f"\n{name}: not measured, because {reason}")
     if "samples" in result:
-        lines.append("\n" + samples_as_text(result["samples"]))
+        lines.append("\n" + samples_table(result["samples"]))
     return "\n".join(lines)
+
+
+as_text = results_table  # former name, in use by notebook 02
