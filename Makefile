@@ -28,7 +28,7 @@ export PWD_AT_CALL := $(PWD)
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=1200
 
 .NOTPARALLEL:
-.PHONY: help workbook lab test lint unit nbval solved refresh set-repo clean
+.PHONY: help workbook lab test lint unit nbval solved mutants refresh set-repo clean
 
 help: ## list the commands
 	@echo "make <command>, where <command> is"
@@ -68,6 +68,11 @@ solved: $(STAMP) ## run all notebooks with the solutions of their tasks filled i
 	@echo "== notebooks with solutions"
 	@$(PY) .ci/execute.py solved $(if $(NB),--only "$(NB)")
 
+mutants: $(STAMP) ## mutation tests of quantizer, masked convolutions and samplers (an hour; resumable)
+	@OMP_NUM_THREADS=1 "$(VENV)/bin/mutmut" run --max-children 2
+	@"$(VENV)/bin/mutmut" results | sort >mutants/results.txt
+	@"$(VENV)/bin/mutmut" export-cicd-stats
+
 refresh: $(STAMP) ## run the committed notebooks in place, with synthetic lesions [NB=02]
 	@$(PY) .ci/execute.py refresh $(if $(NB),--only "$(NB)")
 
@@ -75,7 +80,7 @@ set-repo: ## write the repository's address into all files: make set-repo REPO=o
 	@"$(PYTHON)" .ci/set_repo.py "$(REPO)"
 
 clean: ## remove all generated files except the environment
-	@rm -rf build .ruff_cache .pytest_cache ./*.egg-info
+	@rm -rf build mutants .ruff_cache .pytest_cache ./*.egg-info
 	@find . -path "./$(VENV)" -prune -o -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) \
 	  -exec rm -rf {} +
 	@echo "Removed build/ and caches. $(VENV)/ is kept; to reinstall, run: rm -rf $(VENV)"
