@@ -50,6 +50,19 @@ class DataError(ValueError):
     """Bad or missing input. The message names the file, what was expected and what to do."""
 
 
+@contextmanager
+def explain_errors(problem: str, advice: str) -> Iterator[None]:
+    """Context for reading input: an error in its block becomes a `DataError` that names the
+    problem, the reason and what to do. Libraries raise errors of many types for damaged files."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]  # PyTorch lists every tensor that does not fit
+        raise DataError(f"{problem} ({reason}): {advice}") from error
+
+
 def work_dir() -> Path:
     """Folder for caches, runs and other computed files; created if it does not exist.
 
