@@ -23,7 +23,7 @@ from vqlib.course.report_transforms import REPORT_TRANSFORM_NOTES, report_transf
 from vqlib.data import _make_generator, batches, random_dihedral, rotate_and_flip, to_float
 from vqlib.lesions import CLASSES, datasets, synthetic
 from vqlib.lesions.datasets import open_dataset, synthetic_dataset
-from vqlib.lesions.download import RemoteFile, download
+from vqlib.lesions.download import BASE_URLS, FILES, RemoteFile, download
 
 IDS = [f"ISIC_{n:07d}" for n in range(24306, 24320)]  # two images of one lesion for each class
 DX = [name.lower() for name in CLASSES for _ in range(2)]
@@ -709,7 +709,7 @@ def server(tmp_path):
         web_server.shutdown()
 
 
-def test_download(ham, server, tmp_path, capsys):
+def test_download(ham, server, tmp_path, capsys, monkeypatch):
     folder, url, requested = server
     (ham / "HAM10000_metadata.csv").rename(folder / "4338392")
     for part in (1, 2):
@@ -729,7 +729,11 @@ def test_download(ham, server, tmp_path, capsys):
         for key in names
     ]
     target = tmp_path / "target"
-    get = partial(download, "ham10000", target, base_url=url)
+    monkeypatch.setitem(BASE_URLS, "ham10000", url)
+
+    def get(files):
+        monkeypatch.setitem(FILES, "ham10000", files)
+        return download("ham10000", target)
 
     with pytest.raises(DataError, match=r"HAM10000_images_part_2.* could not be downloaded"):
         get(files=[*files[:2], files[2]._replace(md5="0" * 32)])
