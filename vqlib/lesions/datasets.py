@@ -21,7 +21,7 @@ from ..checkpoints import PRETRAINED, REPOSITORY, DataError, fingerprint, load_p
 from ..codes import EncodedDataset
 from ..data import ImageDataset, open_folder
 from . import synthetic
-from .layouts import find_tables, read_layout
+from .layouts import EXPECTED_LAYOUTS, find_tables, read_layout
 from .synthetic import CLASSES
 
 # Pairs of HAM10000 images that show the same lesion under two lesion ids, as the numbers in
@@ -66,7 +66,7 @@ def open_dataset(
     root = Path(path).expanduser()
     if not root.is_dir():
         problem = "is not a folder" if root.exists() else "does not exist"
-        raise DataError(f"{root} {problem}: give the folder of a data set or of images.")
+        raise DataError(f"{root} {problem}: give the folder of the data set; {EXPECTED_LAYOUTS}.")
     if is_other_folder(root):
         data = open_folder(root)
     else:
