@@ -99,6 +99,9 @@ def test_the_eight_dihedral_transforms_form_a_group():
         for a in range(8)
         for b in range(8)
     )
+    for index in (-1, 8):
+        with pytest.raises(ValueError, match=r"0\.\.7"):
+            dihedral_transform(image, index)
 
 
 def with_unsorted_split(data):

@@ -23,7 +23,7 @@ from vqlib.course.report_transforms import REPORT_TRANSFORM_NOTES, report_transf
 from vqlib.data import _make_generator, batches, random_dihedral, rotate_and_flip, to_float
 from vqlib.lesions import CLASSES, datasets, synthetic
 from vqlib.lesions.datasets import open_dataset, synthetic_dataset
-from vqlib.lesions.download import RemoteFile, download
+from vqlib.lesions.download import BASE_URLS, FILES, RemoteFile, download
 
 IDS = [f"ISIC_{n:07d}" for n in range(24306, 24320)]  # two images of one lesion for each class
 DX = [name.lower() for name in CLASSES for _ in range(2)]
@@ -520,6 +520,25 @@ def test_verify_compares_the_bytes_of_image_files(ham, tmp_path, monkeypatch, ca
     assert "1 of 14 images" in capsys.readouterr().err
 
 
+def test_verify_a_folder_whose_name_looks_like_a_pattern(tmp_path, monkeypatch):
+    monkeypatch.setenv("VQLIB_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(data.ImageDataset, "_inputs", lambda self: "a disk that records no times")
+    folder = tmp_path / "holiday [2024]"
+    save_image(folder / "1.png")
+    data.open_folder(folder).pixels(32)
+    save_image(folder / "1.png", 99)
+    with pytest.raises(DataError, match="1 of 1 images"):
+        data.open_folder(folder).verify()
+
+
+def test_a_cache_of_a_former_version_is_removed(monkeypatch):
+    dataset, other = synthetic_dataset(3, seed=8), synthetic_dataset(3, seed=9)
+    former, kept = dataset.pixels(32).path.parent, other.pixels(32).path.parent
+    monkeypatch.setattr(data, "CACHE_VERSION", data.CACHE_VERSION + 1)
+    new = dataset.pixels(32).path.parent
+    assert new.is_dir() and kept.is_dir() and not former.exists()
+
+
 def test_fingerprint_of_rendered_images(tmp_path, monkeypatch):
     """It depends on what is rendered, not on a last bit that differs between processors."""
 
@@ -627,7 +646,6 @@ def test_batches(ham):
     unshuffled = list(batches(pixels, indices, 3, shuffle=False))
     assert torch.cat([i for _, i in unshuffled]).equal(indices)
     assert [len(i) for _, i in unshuffled] == [3, 3, 1]
-    assert [len(i) for _, i in batches(pixels, indices, 3, drop_last=True)] == [3, 3]
     assert list(batches(pixels, indices[:0], 3)) == []
     for images, batch_indices in unshuffled:
         assert images.equal(to_float(pixels[batch_indices])) and images.dtype == torch.float32
@@ -691,7 +709,7 @@ def server(tmp_path):
         web_server.shutdown()
 
 
-def test_download(ham, server, tmp_path, capsys):
+def test_download(ham, server, tmp_path, capsys, monkeypatch):
     folder, url, requested = server
     (ham / "HAM10000_metadata.csv").rename(folder / "4338392")
     for part in (1, 2):
@@ -711,7 +729,11 @@ def test_download(ham, server, tmp_path, capsys):
         for key in names
     ]
     target = tmp_path / "target"
-    get = partial(download, "ham10000", target, base_url=url)
+    monkeypatch.setitem(BASE_URLS, "ham10000", url)
+
+    def get(files):
+        monkeypatch.setitem(FILES, "ham10000", files)
+        return download("ham10000", target)
 
     with pytest.raises(DataError, match=r"HAM10000_images_part_2.* could not be downloaded"):
         get(files=[*files[:2], files[2]._replace(md5="0" * 32)])

@@ -66,7 +66,7 @@ def test_a_table_gives_labels_groups_and_the_split(classed):
 
 
 BAD_TABLES = {
-    r"no column `image`": ["file,label", "disks/00.png,a"],
+    r"lacks the column image": ["file,label", "disks/00.png,a"],
     r"line 3: there is no image 'disks/99.png'": ["image", "disks/00.png", "disks/99.png"],
     r"line 3: disks/00.png is named twice": ["image", "disks/00.png", "disks/00.png"],
     r"disks/01.png has no label": ["image,label", "disks/00.png,a", "disks/01.png,"],

@@ -9,7 +9,6 @@ needs only the path. `training` writes these files; the notebooks load them with
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import inspect
 import json
@@ -19,7 +18,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
 from pathlib import Path
@@ -31,7 +30,7 @@ except ImportError:  # Windows
     fcntl = None
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -48,6 +47,19 @@ Model = TypeVar("Model", bound=nn.Module)
 
 class DataError(ValueError):
     """Bad or missing input. The message names the file, what was expected and what to do."""
+
+
+@contextmanager
+def explain_errors(problem: str, advice: str) -> Iterator[None]:
+    """Context for reading input: an error in its block becomes a `DataError` that names the
+    problem, the reason and what to do. Libraries raise errors of many types for damaged files."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]  # PyTorch lists every tensor that does not fit
+        raise DataError(f"{problem} ({reason}): {advice}") from error
 
 
 def work_dir() -> Path:
@@ -138,7 +150,7 @@ def describe(value: Any) -> Any:
     # The library's module names are left out, because code may move between its files.
     name = f"vqlib.{name}" if module.startswith("vqlib.") else f"{module}.{name}"
     if module == "__main__":
-        with contextlib.suppress(OSError, TypeError):  # no source, e.g. in an interactive shell
+        with suppress(OSError, TypeError):  # no source, e.g. in an interactive shell
             name += f" [source {fingerprint(inspect.getsource(value))}]"
     return name
 
@@ -147,9 +159,8 @@ def differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any, 
     """Yield (field, old value, new value) for each field in which two descriptions differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in old | new:
-            yield from differences(
-                old.get(key, "not recorded"), new.get(key, "not recorded"), f"{name}.{key}"
-            )
+            values = (settings.get(key, "not recorded") for settings in (old, new))
+            yield from differences(*values, f"{name}.{key}")
     elif old != new:
         yield name.removeprefix("."), old, new
 
@@ -159,7 +170,6 @@ class Run:
     """An open run. Its folder is locked against other processes until it is closed."""
 
     folder: Path
-    config: dict[str, Any]
     state: dict[str, Any] | None  # the checkpoint, tensors on the CPU; None for a new run
 
     @property
@@ -172,7 +182,7 @@ class Run:
             torch.save(state, temporary)
 
 
-@contextlib.contextmanager
+@contextmanager
 def open_run(
     run: str | Path, config: dict[str, Any], *, lr: float | None = None, extend: bool = False
 ) -> Iterator[Run]:
@@ -192,28 +202,23 @@ def open_run(
     config = json.loads(json.dumps(config))
     folder = run_folder(run)
     folder.mkdir(parents=True, exist_ok=True)
+    path, checkpoint, state = folder / "config.json", folder / "checkpoint.pt", None
     with _locked(folder):
-        path = folder / "config.json"
         if path.is_file():
-            old = _read_config(path)
+            with explain_errors(
+                f"{path} can't be read", f"delete {folder}, or use another run name"
+            ):
+                old = json.loads(path.read_text())
             allowed = {"lr"} if lr is not None else set()
             if extend and old.get("epochs", 0) <= config["epochs"]:
                 allowed.add("epochs")
             _compare(folder, old, config, allowed)
-        state = _read_checkpoint(folder / "checkpoint.pt")
+        if checkpoint.is_file():
+            with explain_errors(f"{checkpoint} can't be read", "delete it to restart this run"):
+                state = torch.load(checkpoint, map_location="cpu", weights_only=True)
         with atomic_write(path) as temporary:
             temporary.write_text(json.dumps(config, indent=1) + "\n")
-        yield Run(folder, config, state)
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise DataError(
-            f"{path} can't be read ({error}), so the settings of this run are unknown: delete "
-            f"{path.parent}, or use another run name with run=..."
-        ) from error
+        yield Run(folder, state)
 
 
 def _compare(folder: Path, old: dict, new: dict, allowed: set[str]) -> None:
@@ -222,29 +227,16 @@ def _compare(folder: Path, old: dict, new: dict, allowed: set[str]) -> None:
         return
     lines = "; ".join(f"{name}: {before} there, {after} now" for name, before, after in changed)
     hints = {
-        "lr": "To continue with another learning rate, pass it as lr=... (--lr).",
-        "epochs": "To train a run for more epochs, pass extend=True (--extend).",
+        "lr": " To continue with another learning rate, pass it as lr=... (--lr).",
+        "epochs": " To train a run for more epochs, pass extend=True (--extend).",
     }
-    names = [name for name, _, _ in changed]
-    hint_text = " ".join(hint for name, hint in hints.items() if name in names)
     raise DataError(
         f"{folder} contains a run with other settings ({lines}). Use another name with run=... "
-        f"(--run), or delete that folder. {hint_text}".rstrip()
+        f"(--run), or delete that folder." + "".join(hints.get(name, "") for name, *_ in changed)
     )
 
 
-def _read_checkpoint(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch documents no specific exception for a damaged file
-        raise DataError(
-            f"{path} can't be read ({error}): delete it to restart this run from the beginning"
-        ) from error
-
-
-@contextlib.contextmanager
+@contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Lock a run's folder: two processes in one folder would mix their logs and checkpoints."""
     with open(folder / ".lock", "a") as file:
@@ -270,16 +262,15 @@ def read_log(run: str | Path) -> tuple[list[dict], list[dict]]:
     path = run_folder(run) / "log.jsonl"
     if not path.is_file():
         raise DataError(f"{path}: no log; is {run!r} the name of a run?")
-    text = path.read_text()
-    text = text[: text.rfind("\n") + 1]  # the last line may be incomplete while a training runs
-    lines = [json.loads(line) for line in text.splitlines()]
+    complete = path.read_text().rpartition("\n")[0]  # the last line may be incomplete
+    lines = [json.loads(line) for line in complete.splitlines()]
     steps, epochs = [x for x in lines if "held_out" not in x], [x for x in lines if "held_out" in x]
     if not steps:
         raise DataError(f"{path} contains no step yet: wait for the first one, or restart the run")
     return steps, epochs
 
 
-@contextlib.contextmanager
+@contextmanager
 def deferred_signals() -> Iterator[Callable[[], bool]]:
     """Context in which Ctrl-C, the notebook's stop button and SIGTERM only set a flag, so that a
     training loop can finish its step before it writes the checkpoint. A second signal interrupts
@@ -370,27 +361,18 @@ def load_model(path: str | Path, expected: type[Model] = nn.Module) -> Model:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; train the model first")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    problem = f"{path} does not contain a model of this version of vqlib"
+    with explain_errors(problem, "use a file that `save_model` has written, or train again."):
+        metadata, tensors = read_safetensors(path)
         model = MODELS[metadata["model"]](**json.loads(metadata["config"]))
         for pattern, new in getattr(model, "renamed_parameters", {}).items():
             tensors = {re.sub(pattern, new, name): tensor for name, tensor in tensors.items()}
         model.load_state_dict(
             {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
         )
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]  # PyTorch lists every tensor that does not fit
-        raise DataError(
-            f"{path} does not contain a model of this version of vqlib: {reason}. "
-            "Delete it and train the model again, or use a file that `save_model` has written."
-        ) from error
     if not isinstance(model, expected):
-        raise DataError(
-            f"{path} contains a {type(model).__name__}, but a {expected.__name__} was expected: "
-            "use another file"
-        )
+        names = f"a {type(model).__name__}, but a {expected.__name__} was expected"
+        raise DataError(f"{path} contains {names}: use another file")
     if "codebook" in metadata:
         model.trained_on_codebook = metadata["codebook"]
     if "format" not in metadata:
@@ -400,6 +382,12 @@ def load_model(path: str | Path, expected: type[Model] = nn.Module) -> Model:
             stacklevel=2,
         )
     return model.eval()
+
+
+def read_safetensors(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of a safetensors file."""
+    with safe_open(path, framework="pt") as file:
+        return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
 
 
 def model_notes(path: str | Path) -> dict[str, Any]:
@@ -428,12 +416,11 @@ def check_pair(vqvae: VQVAE, prior: PixelCNN) -> None:
     Raises:
         DataError: it was trained on other codes. A prior without a stored fingerprint passes.
     """
-    prior_codebook, vqvae_codebook = prior.trained_on_codebook, vqvae.codebook_fingerprint
-    if prior_codebook not in (None, vqvae_codebook):
+    if prior.trained_on_codebook not in (None, vqvae.codebook_fingerprint):
         raise DataError(
             "the prior was trained on the codes of another VQ-VAE (codebook "
-            f"{prior_codebook}; this one has {vqvae_codebook}): load the VQ-VAE that encoded its "
-            "training images, or train a prior on the codes of this one"
+            f"{prior.trained_on_codebook}; this one has {vqvae.codebook_fingerprint}): load the "
+            "VQ-VAE that encoded its training images, or train a prior on the codes of this one"
         )
 
 
@@ -453,54 +440,47 @@ def load_pretrained(name: str = "ham10000") -> tuple[VQVAE, PixelCNN]:
         FileNotFoundError: there is no model of this name (the message lists the names), or it has
             no prior.
     """
-    folder = PRETRAINED / name
-    if not (folder / "vqvae.safetensors").is_file():
+    paths = [PRETRAINED / name / f"{part}.safetensors" for part in ("vqvae", "prior")]
+    if not paths[0].is_file():
         raise FileNotFoundError(
-            f"no pretrained model {name!r} in {PRETRAINED}; available: "
-            f"{pretrained_names() or 'none'}. The files are in the repository, not in the "
-            "installed package: clone the repository."
+            f"no pretrained model {name!r} in {PRETRAINED}; available: {pretrained_names()}. The "
+            "files are in the repository, not in the installed package: clone the repository."
         )
-    if not (folder / "prior.safetensors").is_file():
+    if not paths[1].is_file():
         raise FileNotFoundError(
-            f"{name} comes without a prior; load only its VQ-VAE: "
-            f'load_model(PRETRAINED / "{name}" / "vqvae.safetensors")'
+            f"{name} comes without a prior; load only its VQ-VAE: load_model({str(paths[0])!r})"
         )
-    vqvae = load_model(folder / "vqvae.safetensors", MODELS["VQVAE"])
-    prior = load_model(folder / "prior.safetensors", MODELS["PixelCNN"])
+    vqvae, prior = map(load_model, paths, (MODELS["VQVAE"], MODELS["PixelCNN"]))
     check_pair(vqvae, prior)
     return vqvae, prior
 
 
-def find_run(run: str, *files: str, pretrained: str = "ham10000") -> Path:
-    """Folder with the given files: of a finished run on this machine, or else a pretrained one.
+def find_run(run: str, *files: str) -> Path:
+    """Folder with the given files: of a finished run on this machine, or else of the pretrained
+    models.
 
     Prints which of the two is used, and whether an unfinished run was skipped.
 
     Args:
         run: name of a run, as passed to `train_vqvae` or `train_prior`.
         files: files that the folder must contain, such as "vqvae.safetensors".
-        pretrained: name of a pretrained model.
 
     Raises:
         FileNotFoundError: neither folder contains all files.
     """
-    for folder, origin in (
-        (run_folder(run), f"your own run {run}"),
-        (PRETRAINED / pretrained, f"the pretrained model {pretrained}"),
-    ):
+    for folder in (run_folder(run), PRETRAINED / "ham10000"):
         if all((folder / file).is_file() for file in files):
             notes = [model_notes(folder / file) for file in files]
-            unfinished = [n for n in notes if n.get("finished") is False]
-            if unfinished:
-                print(
-                    f"the run {run} stopped at epoch {unfinished[0]['epoch']} of "
-                    f"{unfinished[0]['epochs']} and is not used: call its training again to "
-                    "continue it"
-                )
-                continue
-            print(f"using {origin}")
-            return folder
+            stopped = [n for n in notes if n.get("finished") is False]
+            if not stopped:
+                own = folder.parent != PRETRAINED
+                print(f"using your own run {run}" if own else "using the pretrained model ham10000")
+                return folder
+            print(
+                f"the run {run} stopped at epoch {stopped[0]['epoch']} of {stopped[0]['epochs']} "
+                "and is not used: call its training again to continue it"
+            )
     raise FileNotFoundError(
-        f"neither the run {run} nor the pretrained model {pretrained} has {', '.join(files)}: run "
-        "the previous notebook, or clone the repository, which contains the pretrained models"
+        f"neither the run {run} nor the pretrained model ham10000 has {', '.join(files)}: run the "
+        "previous notebook, or clone the repository, which contains the pretrained models"
     )

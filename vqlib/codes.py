@@ -10,17 +10,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from .checkpoints import DataError, atomic_write
+from .checkpoints import atomic_write, explain_errors, read_safetensors
 from .data import ImageDataset, Split, batches, dihedral_transform, to_float
 from .vqvae import VQVAE, eval_mode
 
@@ -56,10 +56,8 @@ def unpack_codes(packed: np.ndarray, bits: int, shape: tuple[int, ...]) -> Tenso
     count = math.prod(shape)
     num_bytes = -(-count * bits // 8)
     if packed.dtype != np.uint8 or packed.shape != (num_bytes,):
-        raise ValueError(
-            f"{packed.dtype} {packed.shape} can't be {count} codes of {bits} bits: expected uint8 "
-            f"({num_bytes},)"
-        )
+        found = f"{packed.dtype} {packed.shape}"
+        raise ValueError(f"{found} can't be {count} codes of {bits} bits: expected ({num_bytes},)")
     bit_matrix = np.unpackbits(packed, count=count * bits).reshape(count, bits)
     codes = bit_matrix.astype(np.int64) @ (1 << np.arange(bits - 1, -1, -1))
     return torch.from_numpy(codes).reshape(shape)
@@ -86,6 +84,7 @@ def _expect(
         raise ValueError(f"{name}: expected 0..{end - 1}, got {tensor.min()}..{tensor.max()}")
 
 
+@dataclass(eq=False, repr=False)
 class EncodedDataset(Dataset):
     """The codes of a data set, with its labels and its split by lesion.
 
@@ -106,19 +105,16 @@ class EncodedDataset(Dataset):
         ValueError: a tensor has another shape, dtype or range.
     """
 
-    def __init__(
-        self,
-        codes: Tensor,
-        labels: Tensor,
-        split: Split,
-        codebook: Tensor,
-        source: str = "",
-        augmented: Tensor | None = None,
-        classes: tuple[str, ...] | None = None,
-    ) -> None:
-        self.codes, self.labels, self.split = codes, labels, split
-        self.codebook, self.source, self.augmented = codebook, source, augmented
-        self.classes = None if classes is None else tuple(classes)
+    codes: Tensor
+    labels: Tensor
+    split: Split
+    codebook: Tensor
+    source: str = ""
+    augmented: Tensor | None = None
+    classes: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        self.classes = None if self.classes is None else tuple(self.classes)
         self._check()
 
     def _check(self) -> None:
@@ -216,41 +212,27 @@ class EncodedDataset(Dataset):
             FileNotFoundError: no such file.
             DataError: the file was not written by `save`, or its content is damaged.
         """
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"{path}: no such file")
+        advice = "create one with `python -m vqlib encode` or EncodedDataset.save"
+        with explain_errors(f"{path} is not a file of codes", advice):
+            metadata, tensors = read_safetensors(path)
             shape = tuple(int(n) for n in metadata["shape"].split("x"))
-            codebook, parts = tensors["codebook"].float(), tensors["split"]
-            if len(shape) != 4 or min(shape) < 1 or codebook.ndim != 3:
-                raise ValueError(
-                    f"expected codes of shape (N, h, w, slots) and a codebook of shape "
-                    f"(1 or slots, K, D), got {shape} and {tuple(codebook.shape)}"
-                )
-            if parts.dtype != torch.uint8 or parts.shape != shape[:1] or parts.max() > 2:
-                raise ValueError(f"expected a split of uint8 ({shape[0]},) in 0..2")
-            if tensors["labels"].dtype != torch.uint8:
-                raise ValueError(f"expected labels of uint8, got {tensors['labels'].dtype}")
+            labels, parts = tensors["labels"], tensors["split"]
+            _expect("labels", labels, torch.uint8, shape[:1])
+            _expect("split", parts, torch.uint8, shape[:1], len(SPLITS))
+            codebook = tensors["codebook"].float()
             bits = (codebook.shape[1] - 1).bit_length()
             codes = unpack_codes(tensors["packed"].numpy(), bits, shape)
-            split = Split(*((parts == n).nonzero().flatten() for n in range(3)))
-            labels = tensors["labels"].long()
-            augmented = None
-            packed = tensors.get("augmented", tensors.get("turned"))  # key in older files
-            if packed is not None:
-                packed, train = packed.numpy(), codes[split.train]
-                augmented = unpack_codes(packed, bits, (7, *train.shape))
-                augmented = torch.cat([train[None], augmented])
+            split = Split(*((parts == n).nonzero().flatten() for n in range(len(SPLITS))))
+            augmented = tensors.get("augmented", tensors.get("turned"))  # key in older files
+            if augmented is not None:
+                train = codes[None, split.train]
+                augmented = unpack_codes(augmented.numpy(), bits, (7, *train.shape[1:]))
+                augmented = torch.cat([train, augmented])
             classes = json.loads(metadata.get("classes", "null"))
             source = metadata.get("source", "")
-            return cls(codes, labels, split, codebook, source, augmented, classes)
-        except FileNotFoundError:
-            raise
-        except (SafetensorError, KeyError, OSError, ValueError) as error:
-            raise DataError(
-                f"{path} is not a file of codes ({error}): create one with "
-                "`python -m vqlib encode` or EncodedDataset.save"
-            ) from error
+            return cls(codes, labels.long(), split, codebook, source, augmented, classes)
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{len(i)} {name}" for name, i in zip(SPLITS, self.split, strict=True))

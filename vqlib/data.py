@@ -10,6 +10,7 @@ separate random augmentation for each image. `lesions` opens the data sets of th
 from __future__ import annotations
 
 import csv
+import glob
 import hashlib
 import io
 import json
@@ -22,6 +23,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -32,7 +34,7 @@ from PIL import Image, ImageOps
 from torch import Generator, Tensor
 from tqdm.auto import tqdm
 
-from .checkpoints import DataError, fingerprint, work_dir
+from .checkpoints import DataError, explain_errors, fingerprint, work_dir
 
 CACHE_VERSION = 2  # part of each cache's name; increase it when the stored pixels change
 BLOCK = 128  # images per block, the unit of writing and of checksums
@@ -42,7 +44,7 @@ ResizeMode = Literal["crop", "squash"]
 # Which blocks of a file have been compared with their checksums in this process: bool (blocks,).
 _VERIFIED: dict[tuple, np.ndarray] = {}
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
-TABLE_COLUMNS = ("image", "label", "group", "split")
+TABLE_ADVICE = "A table has the column image and, if you like, the columns label, group and split."
 Augment = Callable[[Tensor, Generator], Tensor]
 
 
@@ -57,51 +59,47 @@ class Split(NamedTuple):
     test: Tensor
 
 
+@dataclass(eq=False, repr=False)
 class ImageDataset:
     """Images with labels, and with groups that a split must not divide.
 
     Args:
         name: short, for messages and the names of cached files.
         image_ids: N names.
-        labels: N indices into `classes`.
+        labels: N indices into `classes`, in an array, a list or a tensor; stored as int64 (N,).
         classes: names of the classes; () if there are none, and then all labels are 0.
         group_ids: N names; images of the same group (a lesion, a patient, a scene) have the same
             name. None: each image is a group of its own.
-        groups: int64 (N,), one number per group; computed from `group_ids` if None. The two differ
-            if two ids are known to name the same group.
         given_split: replaces what `split` would compute.
         group_word: what a group is, in the singular.
         root: folder of the image files; None if there are none.
         paths: N files; or else
         render: (int64 (n,) image indices, size) -> uint8 (n, size, size, 3), and `render_key`, a
             text that changes when the rendered images change.
+
+    Attributes:
+        groups: int64 (N,), the number of each image's group in order of appearance. Replace it if
+            two ids are known to name the same group.
     """
 
-    def __init__(
-        self,
-        name: str,
-        image_ids: list[str],
-        labels: list[int] | np.ndarray | Tensor,
-        classes: tuple[str, ...],
-        group_ids: list[str] | None = None,
-        *,
-        groups: Tensor | None = None,
-        given_split: Split | None = None,
-        group_word: str = "group",
-        root: Path | None = None,
-        paths: list[Path] | None = None,
-        render: Callable[[np.ndarray, int], np.ndarray] | None = None,
-        render_key: str = "",
-    ) -> None:
-        self.name, self.root, self.classes = name, root, classes
-        self.image_ids = image_ids
-        self.group_ids = image_ids if group_ids is None else group_ids
-        self.labels = torch.as_tensor(labels, dtype=torch.int64)
+    name: str
+    image_ids: list[str]
+    labels: Tensor
+    classes: tuple[str, ...]
+    group_ids: list[str] | None = None
+    _: KW_ONLY
+    given_split: Split | None = None
+    group_word: str = "group"
+    root: Path | None = None
+    paths: list[Path] | None = None
+    render: Callable[[np.ndarray, int], np.ndarray] | None = None
+    render_key: str = ""
+
+    def __post_init__(self) -> None:
+        self.group_ids = self.image_ids if self.group_ids is None else self.group_ids
+        self.labels = torch.as_tensor(self.labels, dtype=torch.int64)
         numbers = {group: i for i, group in enumerate(dict.fromkeys(self.group_ids))}
-        own = torch.tensor([numbers[group] for group in self.group_ids])
-        self.groups, self.group_word = own if groups is None else groups, group_word
-        self.given_split = given_split
-        self._paths, self._render, self._render_key = paths, render, render_key
+        self.groups = torch.tensor([numbers[group] for group in self.group_ids])
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -123,9 +121,9 @@ class ImageDataset:
         Raises:
             DataError: the file can't be read or its colours are undefined; see `read_image`.
         """
-        if self._render is not None:
-            return Image.fromarray(self._render(np.array([range(len(self))[i]]), 256)[0])
-        return read_image(self._paths[i])[0]
+        if self.render is not None:
+            return Image.fromarray(self.render(np.array([range(len(self))[i]]), 256)[0])
+        return read_image(self.paths[i])[0]
 
     def split(
         self,
@@ -157,8 +155,8 @@ class ImageDataset:
         # Written as "not (valid)", because every comparison with NaN is False.
         if not (len(fractions) == 3 and min(fractions) >= 0 and abs(sum(fractions) - 1) <= 1e-6):
             raise ValueError(f"fractions must be three numbers >= 0 that sum to 1, got {fractions}")
+        # 1.0 and True would have other hashes than 1.
         if not isinstance(seed, int | np.integer) or isinstance(seed, bool):
-            # 1.0 and 1 would have different hashes.
             raise ValueError(f"seed must be a whole number, got {seed!r}")
         if by not in ("group", "image"):
             raise ValueError(f'by must be "group" or "image", got {by!r}')
@@ -195,18 +193,16 @@ class ImageDataset:
             DataError: an image can't be read, or the disk is full (no partial file is left); or an
                 existing file is damaged.
         """
-        is_whole = isinstance(size, int | np.integer)
-        if not is_whole or size < 1 or resize_mode not in ("crop", "squash"):
-            raise ValueError(
-                f'expected a size in pixels >= 1 and resize_mode "crop" or "squash", got {size!r} '
-                f"and {resize_mode!r}"
-            )
+        if not isinstance(size, int | np.integer) or size < 1:
+            raise ValueError(f"size must be a size in pixels >= 1, got {size!r}")
+        if resize_mode not in ("crop", "squash"):
+            raise ValueError(f'resize_mode must be "crop" or "squash", got {resize_mode!r}')
         name = f"{self.name}-{size}-{resize_mode}"
         shape = (len(self), int(size), int(size), 3)
         pixels = load_or_build_cache(
             name, self._inputs(), shape, lambda indices: self._resized(indices, size, resize_mode)
         )
-        if self._render is not None:
+        if self.render is not None:
             # On another processor, a rendered pixel may differ in its last bit. A training must be
             # resumable there, so this fingerprint does not depend on the content.
             pixels.fingerprint = fingerprint(name, self._inputs())
@@ -222,20 +218,32 @@ class ImageDataset:
         Raises:
             DataError: an image file differs or can't be read.
         """
-        if self._paths is None:
+        if self.paths is None:
             return
-        try:
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
-                fingerprints = list(pool.map(lambda p: fingerprint(p.read_bytes()), self._paths))
-        except OSError as error:
-            raise DataError(f"an image can't be read ({error}): get the file again.") from error
-        compare_files(self.name, self._inputs(), self._paths, fingerprints)
+        with (
+            explain_errors(f"an image of {self.name} can't be read", "get the file again."),
+            ThreadPoolExecutor() as pool,
+        ):
+            present = list(pool.map(lambda p: fingerprint(p.read_bytes()), self.paths))
+        # The caches of any size and resize mode. A name may contain characters of patterns: [ ].
+        pattern = f"{glob.escape(self.name)}-*-{_key(self._inputs(), CACHE_VERSION)}"
+        for folder in (work_dir() / "cache").glob(pattern):
+            with explain_errors(f"{folder} is damaged", "delete this folder."):
+                recorded = json.loads((folder / "checksums.json").read_bytes())["pictures"]
+                files = zip(self.paths, present, recorded, strict=True)
+                changed = [path for path, new, old in files if new != old]
+            if changed:
+                raise DataError(
+                    f"{len(changed):,} of {len(self):,} images ({changed[0]} is the first) have "
+                    f"changed since {folder} was built from them, although size and times are the "
+                    "same. Get them again; or, if they are right, delete that folder."
+                )
 
     def _inputs(self) -> str:
         """Text that changes whenever an image file is changed or replaced."""
-        if self._paths is None:
-            return f"{len(self)} {self._render_key}"
-        stats = ((path.name, path.stat()) for path in self._paths)
+        if self.paths is None:
+            return f"{len(self)} {self.render_key}"
+        stats = ((path.name, path.stat()) for path in self.paths)
         return " ".join(
             f"{name} {s.st_size} {s.st_mtime_ns} {s.st_ctime_ns} {s.st_ino}" for name, s in stats
         )
@@ -245,14 +253,14 @@ class ImageDataset:
     ) -> tuple[np.ndarray, list[str]]:
         """Resized images, uint8 (len(indices), size, size, 3), and the fingerprints of their files
         (an empty list for rendered images)."""
-        if self._render is not None:
-            return self._render(np.array(indices), size), []
+        if self.render is not None:
+            return self.render(np.array(indices), size), []
 
         def read_and_resize(i: int) -> tuple[np.ndarray, str]:
-            image, file_fingerprint = read_image(self._paths[i])
+            image, file_fingerprint = read_image(self.paths[i])
             return resize_to_square(image, size, resize_mode), file_fingerprint
 
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # PIL releases the GIL
+        with ThreadPoolExecutor() as pool:  # PIL releases the GIL
             images, fingerprints = zip(*pool.map(read_and_resize, indices))
         return np.stack(images), list(fingerprints)
 
@@ -288,101 +296,112 @@ def open_folder(folder: str | Path) -> ImageDataset:
             group, or there is more than one table.
     """
     root = Path(folder).expanduser()
-    if not root.is_dir():
-        what = "is not a folder" if root.exists() else "does not exist"
-        raise DataError(f"{root} {what}: name a folder of images")
     tables = sorted(root.glob("*.csv"))
     if len(tables) > 1:
         names = ", ".join(path.name for path in tables)
         raise DataError(f"{root} has more than one CSV file ({names}): leave the one that counts")
     found = sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-    hidden = {p for p in found if any(part.startswith(".") for part in p.relative_to(root).parts)}
-    paths = {p.relative_to(root).as_posix(): p for p in found if p not in hidden}
+    paths = {p.relative_to(root).as_posix(): p for p in found}
+    paths = {name: path for name, path in paths.items() if "/." not in f"/{name}"}  # not hidden
     if not paths:
-        raise DataError(
-            f"{root} has no images: expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}, "
-            "in the folder itself or in one subfolder for each class"
-        )
+        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise DataError(f"{root} has no images: expected files that end in {suffixes}")
+    names, groups, split = list(paths), None, None
+    labels = [name.split("/")[0] if "/" in name else "" for name in paths]
     if tables:
-        return _from_table(root, tables[0], paths)
-    folders = [name.split("/")[0] if "/" in name else "" for name in paths]
-    if "" in folders and len(set(folders)) > 1:
+        names, labels, groups, split = _read_folder_table(root, tables[0], paths)
+    elif "" in labels and any(labels):
         raise DataError(
-            f"{root} has images of its own and in subfolders ({max(folders)}), so it is unclear "
-            "whether subfolders are classes: move them, or add a CSV file with the columns "
-            f"{', '.join(TABLE_COLUMNS)}"
+            f"{root} has images of its own and in subfolders ({max(labels)}), so it is unclear "
+            "whether subfolders are classes: move them, or add a CSV file. " + TABLE_ADVICE
         )
-    classes = tuple(sorted(set(folders) - {""}))
-    labels = [classes.index(name) if name else 0 for name in folders]
-    return ImageDataset(
-        root.resolve().name, list(paths), labels, classes, root=root, paths=list(paths.values())
-    )
-
-
-def _from_table(root: Path, table: Path, paths: dict[str, Path]) -> ImageDataset:
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, restkey="more", restval=None)
-            columns = [name.strip() for name in reader.fieldnames or ()]
-            reader.fieldnames = columns
-            rows = list(reader)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{table} can't be read ({error}): save it as CSV in UTF-8") from error
-    if twice := sorted({name for name in columns if columns.count(name) > 1}):
-        raise DataError(f"{table} has more than one column {twice[0]}: remove all but one")
-    if "image" not in columns or not rows:
-        raise DataError(
-            f"{table} has no column `image`, or no rows: expected the columns "
-            f"{', '.join(TABLE_COLUMNS)}, of which only `image` is needed"
-        )
-    records: dict[str, dict[str, str]] = {}
-    for line, row in enumerate(rows, 2):
-        name = (row["image"] or "").strip()
-        if None in row.values() or "more" in row:
-            raise DataError(f"{table}, line {line}: expected {len(columns)} values")
-        if name not in paths:
-            raise DataError(f"{table}, line {line}: there is no image {name!r} in {root}")
-        if name in records:
-            raise DataError(f"{table}, line {line}: {name} is named twice")
-        records[name] = {key: value.strip() for key, value in row.items()}
-    names = sorted(records)
-
-    def column(key: str) -> list[str] | None:
-        values = [records[name].get(key, "") for name in names]
-        if not any(values):
-            return None
-        if not all(values) and key != "group":
-            missing = names[values.index("")]
-            raise DataError(f"{table}: {missing} has no {key}; give one to all images or to none")
-        return values
-
-    labels, groups, parts = column("label"), column("group"), column("split")
-    classes = tuple(sorted(set(labels or ())))
-    group_ids = [group or name for group, name in zip(groups or names, names)]
-    split = None
-    if parts is not None:
-        if unknown := sorted(set(parts) - set(Split._fields)):
-            raise DataError(f"{table}: split {unknown[0]!r}; expected {', '.join(Split._fields)}")
-        part_of: dict[str, str] = {}
-        for group, part in zip(group_ids, parts):
-            if part_of.setdefault(group, part) != part:
-                raise DataError(f"{table}: group {group} is in {part_of[group]} and in {part}")
-        split = Split(
-            *(
-                torch.tensor([i for i, p in enumerate(parts) if p == f], dtype=torch.int64)
-                for f in Split._fields
-            )
-        )
+    classes = tuple(sorted(set(labels) - {""}))
     return ImageDataset(
         root.resolve().name,
         names,
-        [classes.index(label) for label in labels] if labels else [0] * len(names),
+        [classes.index(label) if label else 0 for label in labels],
         classes,
-        group_ids,
+        groups,
         given_split=split,
         root=root,
         paths=[paths[name] for name in names],
     )
+
+
+def _read_folder_table(
+    root: Path, table: Path, paths: dict[str, Path]
+) -> tuple[list[str], list[str], list[str], Split | None]:
+    """Sorted image names of a table, their labels ("" if there are none), groups and split."""
+    records: dict[str, dict[str, str]] = {}
+    for line, row in read_table(table, ("image",), TABLE_ADVICE):
+        name = row["image"]
+        if name not in paths:
+            raise DataError(f"{table}, line {line}: there is no image {name!r} in {root}")
+        if name in records:
+            raise DataError(f"{table}, line {line}: {name} is named twice")
+        records[name] = row
+    names = sorted(records)
+
+    def column(key: str) -> list[str]:
+        values = [records[name].get(key, "") for name in names]
+        if any(values) and not all(values):
+            missing = names[values.index("")]
+            raise DataError(f"{table}: {missing} has no {key}; give one to all images or to none")
+        return values
+
+    groups = [records[name].get("group") or name for name in names]
+    parts = column("split")
+    if not any(parts):
+        return names, column("label"), groups, None
+    part_of: dict[str, str] = {}
+    for group, part in zip(groups, parts):
+        if part not in Split._fields:
+            raise DataError(f"{table}: split {part!r}; expected {', '.join(Split._fields)}")
+        if part_of.setdefault(group, part) != part:
+            raise DataError(f"{table}: group {group} is in {part_of[group]} and in {part}")
+    split = Split(*(torch.from_numpy(np.flatnonzero(np.array(parts) == f)) for f in Split._fields))
+    return names, column("label"), groups, split
+
+
+def read_table(table: Path, columns: tuple[str, ...], advice: str) -> list[tuple[int, dict]]:
+    """Rows of a table with a header: its line number and {column: value}, without outer spaces.
+
+    The delimiter is a comma, semicolon or tab, and the encoding UTF-8 or else Latin-1. Empty lines
+    are skipped.
+
+    Args:
+        columns: the columns that the table must have.
+        advice: what to do about a bad table; the last sentence of each error.
+
+    Raises:
+        DataError: a column is missing or there are two of its name, there are no rows, or a row has
+            another number of values than the header.
+    """
+    raw = table.read_bytes()
+    try:
+        text = raw.decode("utf-8-sig")  # with or without the byte order mark that Excel writes
+    except UnicodeDecodeError:
+        text = raw.decode("latin-1")
+    header = text.partition("\n")[0]
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count))
+    rows = []
+    try:
+        names = [name.strip() for name in next(reader, [])]
+        if missing := [name for name in columns if name not in names]:
+            found = ", ".join(names) or "nothing"
+            raise csv.Error(f"lacks the column {', '.join(missing)}; found {found}")
+        if repeated := [name for name in names if name and names.count(name) > 1]:
+            raise csv.Error(f"more than one column {repeated[0]}")
+        for values in reader:
+            if any(value.strip() for value in values):  # else an empty line
+                if len(values) != len(names):
+                    raise csv.Error(f"expected {len(names)} values, found {len(values)}")
+                rows.append((reader.line_num, dict(zip(names, map(str.strip, values)))))
+        if not rows:
+            raise csv.Error("no rows after the header")
+    except csv.Error as error:
+        raise DataError(f"{table}, line {reader.line_num}: {error}. {advice}") from error
+    return rows
 
 
 class Pixels:
@@ -410,7 +429,8 @@ class Pixels:
 
     def __init__(self, folder: Path, shape: tuple[int, int, int, int]) -> None:
         self.path = folder / "images.npy"
-        try:
+        self._advice = f"delete the folder {folder}, and the images will be computed again."
+        with explain_errors(f"{self.path} is damaged", self._advice):
             self._checksums = json.loads((folder / "checksums.json").read_bytes())["blocks"]
             # Mode "c" (copy-on-write): PyTorch needs writable memory, and writes don't reach the
             # file.
@@ -419,8 +439,6 @@ class Pixels:
             if layout != (np.uint8, shape, -(-shape[0] // BLOCK)):
                 raise ValueError(f"expected uint8 {shape}, got {layout}")
             stat = self.path.stat()
-        except Exception as error:  # NumPy raises errors of many types for damaged headers
-            raise self._damaged(str(error)) from error
         self._images = torch.from_numpy(images)
         self.fingerprint = fingerprint(f"{shape} {self._checksums}")
         state = (self.path, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns, self.fingerprint)
@@ -450,16 +468,9 @@ class Pixels:
             if not self._verified[block]:
                 images = self._images[block * BLOCK : (block + 1) * BLOCK]
                 if zlib.crc32(images.numpy()) != self._checksums[block]:
-                    raise self._damaged(
-                        f"wrong checksum of the block of images that starts at {block * BLOCK}"
-                    )
+                    where = f"the checksum of images {block * BLOCK} onwards is wrong"
+                    raise DataError(f"{self.path} is damaged ({where}): {self._advice}")
                 self._verified[block] = True
-
-    def _damaged(self, reason: str) -> DataError:
-        return DataError(
-            f"{self.path} is damaged ({reason}): delete the folder {self.path.parent}, and the "
-            "images will be computed again."
-        )
 
 
 def read_image(path: Path) -> tuple[Image.Image, str]:
@@ -477,11 +488,10 @@ def read_image(path: Path) -> tuple[Image.Image, str]:
     try:
         raw = path.read_bytes()
         with Image.open(io.BytesIO(raw)) as image:
-            mode = image.mode
+            mode, opaque = image.mode, True
             ImageOps.exif_transpose(image, in_place=True)
-            alpha = 255
             if image.has_transparency_data:
-                alpha = image.convert("RGBA").getchannel("A").getextrema()[0]
+                opaque = image.convert("RGBA").getchannel("A").getextrema()[0] == 255
             if mode.startswith("I;16"):  # convert("RGB") would clip the values at 255
                 grey = (np.asarray(image).astype(np.uint32) + 128) // 257  # 65535 becomes 255
                 image = Image.fromarray(grey.astype(np.uint8))
@@ -490,18 +500,13 @@ def read_image(path: Path) -> tuple[Image.Image, str]:
         raise DataError(f"{path} is too large ({error}): scale the image down.") from error
     except Exception as error:  # PIL raises errors of many types for damaged files
         raise DataError(
-            f"{path} can't be read as an image ({error}): it is damaged or incomplete. "
-            "Download this file again, or unpack its archive again."
+            f"{path} can't be read as an image ({error}): it is damaged; get this file again."
         ) from error
     if mode in ("I", "F"):
+        raise DataError(f"{path} has 32-bit pixels of unknown range. Convert it to 8-bit RGB.")
+    if not opaque:
         raise DataError(
-            f"{path} has 32-bit pixels (mode {mode}), and the values of black and white are "
-            "unknown: expected 8 bits per channel. Convert the image to 8-bit RGB."
-        )
-    if alpha < 255:
-        raise DataError(
-            f"{path} has transparent pixels, whose colour is undefined: expected an opaque "
-            "image. Save it without transparency, on a background of your choice."
+            f"{path} has transparent pixels, whose colour is undefined. Save it opaque."
         )
     return rgb, fingerprint(raw)
 
@@ -510,11 +515,7 @@ def resize_to_square(image: Image.Image, size: int, resize_mode: ResizeMode = "c
     """Resize one RGB image to uint8 (size, size, 3), antialiased; see `ImageDataset.pixels`."""
     if resize_mode == "squash":  # bilinear, like torchvision's Resize
         return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
-    width, height = image.size
-    side = min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
-    box = (left, top, left + side, top + side)
-    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
+    return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC))
 
 
 def load_or_build_cache(
@@ -527,7 +528,8 @@ def load_or_build_cache(
 
     The folder is written under a temporary name and renamed when it is complete. Images and
     checksums therefore always belong together, an incomplete cache is never opened, and several
-    processes may build it at the same time.
+    processes may build it at the same time. Caches of the same images that former versions of this
+    module have written are then removed.
 
     Args:
         name: beginning of the folder's name: data set, size and resize mode.
@@ -541,42 +543,35 @@ def load_or_build_cache(
     Raises:
         DataError: the disk has not enough space or can't be written; no partial cache is left.
     """
-    folder = work_dir() / "cache" / f"{name}-{_key(inputs)}"
+    parent = work_dir() / "cache"
+    folder = parent / f"{name}-{_key(inputs, CACHE_VERSION)}"
     if folder.is_dir():
         return Pixels(folder, shape)
-    folder.parent.mkdir(exist_ok=True)
-    for other in folder.parent.glob(f"*-{16 * '?'}-{8 * '?'}.part"):
+    parent.mkdir(exist_ok=True)
+    for other in parent.glob(f"*-{16 * '?'}-{8 * '?'}.part"):
         with suppress(OSError):  # another process has just removed it
             last_write = max(path.stat().st_mtime for path in (other, *other.iterdir()))
             if time.time() - last_write > STALE_SECONDS:  # its process was killed
                 shutil.rmtree(other)
-    needed, free = math.prod(shape), shutil.disk_usage(folder.parent).free
-    if needed > free:
-        raise DataError(
-            f"{folder} needs {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free: set "
-            "VQLIB_HOME to a folder on a larger disk, or use a smaller size."
-        )
-    partial = folder.with_name(f"{folder.name}-{uuid.uuid4().hex[:8]}.part")
+    partial = parent / f"{folder.name}-{uuid.uuid4().hex[:8]}.part"
     checksums, fingerprints = [], []
     try:
+        needed, free = math.prod(shape), shutil.disk_usage(parent).free
+        if needed > free:
+            raise OSError(f"{needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free")
         partial.mkdir()
         # file.write instead of numpy.lib.format.open_memmap: if another program fills the disk
         # meanwhile, file.write raises an error, but a write to mapped memory kills the process.
-        with (
-            (partial / "images.npy").open("xb") as file,
-            tqdm(total=shape[0], leave=False, disable=None) as bar,
-        ):
-            bar.set_description("preparing images")
-            header = {"descr": "|u1", "fortran_order": False, "shape": tuple(map(int, shape))}
+        with (partial / "images.npy").open("xb") as file:
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
-            for start in range(0, shape[0], BLOCK):
-                indices = range(start, min(start + BLOCK, shape[0]))
-                images, block_fingerprints = compute_images(indices)
+            starts = range(0, shape[0], BLOCK)
+            for start in tqdm(starts, "preparing images", leave=False, disable=None):
+                images, files = compute_images(range(start, min(start + BLOCK, shape[0])))
                 images = np.ascontiguousarray(images)
                 checksums.append(zlib.crc32(images))
-                fingerprints += block_fingerprints
+                fingerprints += files
                 file.write(images.data)
-                bar.update(len(indices))
         text = json.dumps({"blocks": checksums, "pictures": fingerprints})
         (partial / "checksums.json").write_text(text)
         os.rename(partial, folder)
@@ -588,39 +583,13 @@ def load_or_build_cache(
             ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+    for version in range(CACHE_VERSION):  # the same images as former versions stored them
+        shutil.rmtree(parent / f"{name}-{_key(inputs, version)}", ignore_errors=True)
     return Pixels(folder, shape)
 
 
-def compare_files(name: str, inputs: str, paths: list[Path], fingerprints: list[str]) -> None:
-    """Compare image files with those that the caches of the same inputs were built from.
-
-    Args:
-        name: of the data set; caches of any size and resize mode are compared.
-        inputs: as for `load_or_build_cache`.
-        paths: the image files.
-        fingerprints: the `fingerprint` of each file's bytes.
-
-    Raises:
-        DataError: the bytes of a file are not those that a cache was built from.
-    """
-    for folder in (work_dir() / "cache").glob(f"{name}-*-{_key(inputs)}"):
-        try:
-            recorded = json.loads((folder / "checksums.json").read_bytes())["pictures"]
-            files = zip(paths, fingerprints, recorded, strict=True)
-            changed = [path for path, new, old in files if new != old]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{folder} is damaged ({error}): delete this folder.") from error
-        if changed:
-            raise DataError(
-                f"{len(changed):,} of {len(paths):,} images ({changed[0]} is the first) have "
-                f"changed since {folder} was built from them, although their size and times are "
-                "the same: they are damaged or were replaced. Get them again; or, if they are "
-                "right as they are, delete that folder."
-            )
-
-
-def _key(inputs: str) -> str:
-    return fingerprint(f"{CACHE_VERSION} {inputs}")
+def _key(inputs: str, version: int) -> str:
+    return fingerprint(f"{version} {inputs}")
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -646,7 +615,12 @@ def dihedral_transform(images: Tensor, index: int) -> Tensor:
     Args:
         images: any dtype, (..., S, S).
         index: 0..7.
+
+    Raises:
+        ValueError: another index.
     """
+    if index not in range(8):
+        raise ValueError(f"index must be 0..7, got {index}")
     images = torch.rot90(images, index % 4, dims=(-2, -1))
     return images.flip(-1) if index >= 4 else images
 
@@ -704,39 +678,27 @@ def rotate_and_flip(
     """
     if not math.isfinite(degrees):
         raise ValueError(f"degrees must be a finite number, got {degrees}")
-    if isinstance(corners, str):
-        is_valid = corners in ("reflect", "black")
-    else:
-        is_valid = len(corners) == 3 and all(0 <= value <= 1 for value in corners)
-    if not is_valid:
+    # grid_sample fills with zeros only, so subtract the colour before and add it afterwards.
+    fill = (0.0, 0.0, 0.0) if corners in ("reflect", "black") else corners
+    if isinstance(fill, str) or len(fill) != 3 or not all(0 <= value <= 1 for value in fill):
         raise ValueError(
             f'corners must be "reflect", "black" or three numbers in [0, 1], got {corners!r}'
         )
+    colour = torch.tensor(fill).view(3, 1, 1)
+    padding = "reflection" if corners == "reflect" else "zeros"
     count = len(images)
     angles = (torch.rand(count, generator=generator) * 2 - 1).mul(degrees).deg2rad()
-    flip_x, flip_y = torch.randint(2, (2, count), generator=generator) * 2.0 - 1
+    flips = torch.randint(2, (2, count), generator=generator) * 2.0 - 1
     # Input position of an output pixel (x, y): the inverse flip, then the inverse rotation.
-    matrices = torch.stack(
-        [
-            angles.cos() * flip_x,
-            -angles.sin() * flip_y,
-            angles.sin() * flip_x,
-            angles.cos() * flip_y,
-        ],
-        dim=1,
-    ).view(count, 2, 2)
-    padding = "reflection" if corners == "reflect" else "zeros"
-    # grid_sample fills with zeros only, so subtract the colour before and add it afterwards.
-    colour = None if isinstance(corners, str) else torch.tensor(corners).view(3, 1, 1)
+    cos, sin = angles.cos(), angles.sin()
+    matrices = torch.stack([cos, -sin, sin, cos], 1).view(count, 2, 2) * flips.T[:, None]
     out = torch.empty(images.shape, memory_format=torch.channels_last)
     for start in range(0, count, 4):  # small enough for the processor's cache
         chunk = slice(start, start + 4)
-        pixels = to_float(images[chunk])
-        pixels = pixels if colour is None else pixels - colour
         grid = _affine_grid(matrices[chunk], images)
+        pixels = to_float(images[chunk]) - colour
         rotated = F.grid_sample(pixels, grid, padding_mode=padding, align_corners=False)
-        rotated = rotated if colour is None else rotated.add_(colour)
-        out[chunk] = rotated.clamp_(0, 1)
+        out[chunk] = rotated.add_(colour).clamp_(0, 1)
     return out
 
 
@@ -761,7 +723,6 @@ def batches(
     epoch: int = 0,
     start: int = 0,
     shuffle: bool = True,
-    drop_last: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """One epoch over the images `indices`, batch by batch.
 
@@ -775,7 +736,6 @@ def batches(
             augmentation.
         start: number of batches to skip.
         shuffle: False keeps the order of `indices`.
-        drop_last: skip the last batch if it is smaller than the others.
 
     Yields:
         Images, float32 (B, 3, S, S) in [0, 1], channels_last; and their indices, int64 (B,).
@@ -792,7 +752,7 @@ def batches(
     if shuffle:
         indices = indices[torch.randperm(len(indices), generator=_make_generator(seed, epoch, 0))]
     for b, batch_indices in enumerate(indices.split(batch_size)):
-        if b < start or len(batch_indices) < (batch_size if drop_last else 1):
+        if b < start or not len(batch_indices):
             continue
         images = pixels[batch_indices]
         if augment is None:

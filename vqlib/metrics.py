@@ -56,10 +56,8 @@ def psnr(images: Tensor, targets: Tensor) -> Tensor:
         float (B,). Without the limit, the mean of these values is at least the PSNR of the mean MSE
         (Jensen's inequality).
     """
-    values = peak_signal_noise_ratio(
-        images, targets, data_range=1.0, dim=(1, 2, 3), reduction="none"
-    )
-    return values.clamp_max(MAX_PSNR)
+    options = {"data_range": 1.0, "dim": (1, 2, 3), "reduction": "none"}
+    return peak_signal_noise_ratio(images, targets, **options).clamp_max(MAX_PSNR)
 
 
 def ssim(images: Tensor, targets: Tensor) -> Tensor:
@@ -152,10 +150,8 @@ def evaluate_vqvae(
             psnr_values.append(psnr(reconstruction, images).cpu())
             ssim_values.append(ssim(reconstruction, images).reshape(-1).cpu())
             counts.append(count_codes(out.codes, vqvae.quantizer.num_embeddings).cpu())
-    codes_per_image = out.codes[0].numel()
-    num_bytes = torch.full(
-        (len(indices),), codes_per_image * math.log2(vqvae.quantizer.num_embeddings) / 8
-    )
+    bits_per_image = out.codes[0].numel() * math.log2(vqvae.quantizer.num_embeddings)
+    num_bytes = torch.full((len(indices),), bits_per_image / 8)
     return ReconstructionMetrics(
         torch.cat(psnr_values), torch.cat(ssim_values), num_bytes, torch.stack(counts).sum(0)
     )
@@ -179,13 +175,10 @@ def paired_bootstrap_interval(
     """
     difference = (ours - theirs).double()
     generator = torch.Generator().manual_seed(seed)
-    means = torch.stack(
-        [
-            difference[torch.randint(len(difference), difference.shape, generator=generator)].mean()
-            for _ in range(resamples)
-        ]
-    )
-    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
+    n, means = len(difference), []
+    for _ in range(resamples):
+        means.append(difference[torch.randint(n, (n,), generator=generator)].mean())
+    low, high = torch.stack(means).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
     return float(difference.mean()), float(low), float(high)
 
 

@@ -159,8 +159,7 @@ def train_classifier(
         return F.cross_entropy(logits, labels[batch[1]].to(device)), {}
 
     def evaluate(folder: Path, epoch: int) -> tuple[dict[str, float], None]:
-        logits = predict_images(classifier, val_images)
-        accuracy = balanced_accuracy(logits, val_labels)
+        accuracy = balanced_accuracy(predict_images(classifier, val_images), val_labels)
         return {"balanced_accuracy": accuracy}, None
 
     folder = fit(

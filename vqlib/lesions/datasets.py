@@ -17,11 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..checkpoints import PRETRAINED, REPOSITORY, fingerprint, load_pretrained
+from ..checkpoints import PRETRAINED, REPOSITORY, DataError, fingerprint, load_pretrained
 from ..codes import EncodedDataset
 from ..data import ImageDataset, open_folder
 from . import synthetic
-from .layouts import find_tables, read_layout
+from .layouts import EXPECTED_LAYOUTS, find_tables, read_layout
 from .synthetic import CLASSES
 
 # Pairs of HAM10000 images that show the same lesion under two lesion ids, as the numbers in
@@ -63,21 +63,15 @@ def open_dataset(
         path = repository_data
     if not path or str(path) == "synthetic":
         return synthetic_dataset(lesions, seed)
-    if is_other_folder(Path(path).expanduser()):
-        data = open_folder(path)
+    root = Path(path).expanduser()
+    if not root.is_dir():
+        problem = "is not a folder" if root.exists() else "does not exist"
+        raise DataError(f"{root} {problem}: give the folder of the data set; {EXPECTED_LAYOUTS}.")
+    if is_other_folder(root):
+        data = open_folder(root)
     else:
-        name, root, image_ids, labels, lesion_ids, paths = read_layout(path)
-        data = ImageDataset(
-            name,
-            image_ids,
-            labels,
-            CLASSES,
-            lesion_ids,
-            groups=number_lesions(image_ids, lesion_ids),
-            group_word="lesion",
-            root=root,
-            paths=paths,
-        )
+        data = read_layout(root)
+        data.groups = number_lesions(data.image_ids, data.group_ids)
     if verify:
         data.verify()
     return data
@@ -151,7 +145,7 @@ def decoded_dataset(name: str = "ham10000", images: int = 1200) -> ImageDataset:
 def is_other_folder(root: Path) -> bool:
     """Whether a folder has none of HAM10000's tables and images. With its images alone, their
     folders would be taken for classes."""
-    if not root.is_dir() or find_tables(root):
+    if find_tables(root):
         return False
     return not any(any(root.glob(f"{depth}ISIC_???????.*")) for depth in ("", "*/", "*/*/"))
 

@@ -12,13 +12,12 @@ import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from tqdm.auto import tqdm
 
-from ..checkpoints import DataError
+from ..checkpoints import DataError, explain_errors
 
 LICENCE_NOTICE = (
     "ISIC 2018 and HAM10000 are licensed under CC BY-NC 4.0: use them for non-commercial purposes "
@@ -33,62 +32,34 @@ class RemoteFile(NamedTuple):
     name: str
     url: str  # relative to the base URL
     md5: str
-    bytes: int | None = None  # None: not published
+    bytes: int  # 0: not published
 
 
 BASE_URLS = {
     "isic2018": "https://isic-challenge-data.s3.amazonaws.com/2018/",
     "ham10000": "https://dataverse.harvard.edu/api/access/datafile/",
 }
-FILES = {
-    "isic2018": (
-        RemoteFile(
-            "ISIC2018_Task3_Training_LesionGroupings.csv",
-            "ISIC2018_Task3_Training_LesionGroupings.csv",
-            "9517b6aa6902d6c27e234bac8279a64a",
-        ),
-        RemoteFile(
-            "ISIC2018_Task3_Training_GroundTruth.zip",
-            "ISIC2018_Task3_Training_GroundTruth.zip",
-            "8302427e4ce0c107559531b9f444abe9",
-        ),
-        RemoteFile(
-            "ISIC2018_Task3_Training_Input.zip",
-            "ISIC2018_Task3_Training_Input.zip",
-            "0c281f121070a8d63457caffcdec439a",
-            2_771_732_744,
-        ),
-    ),
-    "ham10000": (
-        RemoteFile(
-            "HAM10000_metadata.csv",
-            "4338392?format=original",  # otherwise the server converts the table
-            "8f85fb1aa29d80a2797247e434deb79d",
-            690_218,
-        ),
-        RemoteFile(
-            "HAM10000_images_part_1.zip",
-            "3172585",
-            "4639bfa73ab251610530a97c898e6e46",
-            1_366_522_108,
-        ),
-        RemoteFile(
-            "HAM10000_images_part_2.zip",
-            "3172584",
-            "da43d6cc50f6613013be07e8986b384b",
-            1_403_566_547,
-        ),
-    ),
-}
+# One file per line. Without "format=original", Dataverse converts the table.
+ISIC2018_FILES = """
+    ISIC2018_Task3_Training_LesionGroupings.csv 9517b6aa6902d6c27e234bac8279a64a 0
+    ISIC2018_Task3_Training_GroundTruth.zip 8302427e4ce0c107559531b9f444abe9 0
+    ISIC2018_Task3_Training_Input.zip 0c281f121070a8d63457caffcdec439a 2771732744"""
+HAM10000_FILES = """
+    HAM10000_metadata.csv 8f85fb1aa29d80a2797247e434deb79d 690218 4338392?format=original
+    HAM10000_images_part_1.zip 4639bfa73ab251610530a97c898e6e46 1366522108 3172585
+    HAM10000_images_part_2.zip da43d6cc50f6613013be07e8986b384b 1403566547 3172584"""
 
 
-def download(
-    which: str,
-    folder: str | Path,
-    *,
-    base_url: str | None = None,
-    files: Sequence[RemoteFile] | None = None,
-) -> Path:
+def _parse(table: str) -> list[RemoteFile]:
+    """Files of a table of name, MD5, size and, if it differs from the name, URL."""
+    rows = [line.split() for line in table.strip().splitlines()]
+    return [RemoteFile(name, (*url, name)[0], md5, int(size)) for name, md5, size, *url in rows]
+
+
+FILES = {"isic2018": _parse(ISIC2018_FILES), "ham10000": _parse(HAM10000_FILES)}
+
+
+def download(which: str, folder: str | Path) -> Path:
     """Download, verify and unpack a data set: 2.8 GB to download, and another 2.8 GB unpacked.
 
     After an interruption, call it again: complete files are verified and kept.
@@ -96,8 +67,6 @@ def download(
     Args:
         which: "isic2018" or "ham10000".
         folder: destination; `open_dataset(folder)` opens the result.
-        base_url: URL of a mirror, ending in "/"; None: the publisher.
-        files: files to download; None: the tables and training images of the data set.
 
     Returns:
         The folder.
@@ -108,14 +77,12 @@ def download(
     """
     if which not in FILES:
         raise DataError(f"unknown data set {which!r}: expected {' or '.join(FILES)}")
-    folder = Path(folder).expanduser()
+    folder, files = Path(folder).expanduser(), FILES[which]
     folder.mkdir(parents=True, exist_ok=True)
-    base_url = base_url or BASE_URLS[which]
-    files = FILES[which] if files is None else files
-    size = sum(file.bytes or 0 for file in files)
+    size = sum(file.bytes for file in files)
     print(f"{LICENCE_NOTICE}\n{which}: {len(files)} files, {size / 1e9:.1f} GB, to {folder}")
     free = shutil.disk_usage(folder).free
-    needed = sum(file.bytes or 0 for file in files if not (folder / file.name).exists())
+    needed = sum(file.bytes for file in files if not (folder / file.name).exists())
     needed += max(0, size - sum(p.stat().st_size for p in folder.rglob("*.jpg")))  # unpacked
     if free < needed:
         raise DataError(
@@ -123,9 +90,10 @@ def download(
             "download and unpack: use a folder on a larger disk."
         )
     for file in files:
-        path = _fetch(file, base_url + file.url, folder)
+        path = _fetch(file, BASE_URLS[which] + file.url, folder)
         if path.suffix == ".zip":
-            _unpack(path, folder)
+            with explain_errors(f"{path} can't be unpacked", "if damaged, delete it; call again."):
+                _unpack(path, folder)
     print(f"done: set VQLIB_DATA={folder.resolve()}. The .zip files in it are no longer needed.")
     return folder
 
@@ -135,47 +103,37 @@ def _fetch(file: RemoteFile, url: str, folder: Path) -> Path:
     import pooch
 
     path = folder / file.name
-    if path.exists():
-        if pooch.file_hash(path, alg="md5") != file.md5:
-            raise DataError(
-                f"{path} differs from the published file (its MD5 is not {file.md5}): move or "
-                "delete it and call again."
-            )
-        return path
-    try:
-        pooch.retrieve(url, f"md5:{file.md5}", fname=file.name, path=folder, progressbar=True)
-    except Exception as error:  # pooch, requests and urllib3 raise different ones
+    if not path.exists():
+        advice = f"call again, or save it in {folder} yourself; its MD5 must be {file.md5}."
+        with explain_errors(f"{file.name} could not be downloaded from {url}", advice):
+            pooch.retrieve(url, f"md5:{file.md5}", fname=file.name, path=folder, progressbar=True)
+    elif pooch.file_hash(path, alg="md5") != file.md5:
         raise DataError(
-            f"{file.name} could not be downloaded from {url} ({error}). Check the connection and "
-            f"call again, or save the file in {folder} yourself; its MD5 must be {file.md5}."
-        ) from error
+            f"{path} differs from the published file (its MD5 is not {file.md5}): move or delete "
+            "it and call again."
+        )
     return path
 
 
 def _unpack(archive: Path, folder: Path) -> None:
     """Unpack into `folder`; each file is written atomically, and existing files are kept."""
-    try:
-        with zipfile.ZipFile(archive) as zip_file:
-            members = [m for m in zip_file.infolist() if not m.is_dir()]
-            # Dataverse's archives contain no folder: unpack them into one named after the archive.
-            bare = all("/" not in member.filename for member in members)
-            target = folder / archive.stem if bare else folder
-            target.mkdir(exist_ok=True)
-            missing = []
-            for member in members:
-                existing = target / member.filename
-                if not existing.exists():
-                    missing.append(member)
-                elif existing.stat().st_size != member.file_size:
-                    raise DataError(
-                        f"{existing} differs from the file in {archive.name}: move or delete it "
-                        "and call again."
-                    )
-            with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=folder) as temporary:
-                for member in tqdm(missing, f"unpacking {archive.name}", leave=False, disable=None):
-                    unpacked = Path(zip_file.extract(member, temporary))
-                    destination = target / unpacked.relative_to(temporary)
-                    destination.parent.mkdir(parents=True, exist_ok=True)
-                    os.replace(unpacked, destination)
-    except zipfile.BadZipFile as error:
-        raise DataError(f"{archive} is damaged ({error}): delete it and call again.") from error
+    with (
+        zipfile.ZipFile(archive) as zip_file,
+        tempfile.TemporaryDirectory(prefix=".unpacking-", dir=folder) as temporary,
+    ):
+        members = [m for m in zip_file.infolist() if not m.is_dir()]
+        # Dataverse's archives contain no folder: unpack them into one named after the archive.
+        bare = all("/" not in member.filename for member in members)
+        target = folder / archive.stem if bare else folder
+        for member in tqdm(members, f"unpacking {archive.name}", leave=False, disable=None):
+            path = target / member.filename
+            if not path.exists():
+                unpacked = Path(zip_file.extract(member, temporary))  # without any ".." in its name
+                destination = target / unpacked.relative_to(temporary)
+                destination.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(unpacked, destination)
+            elif path.stat().st_size != member.file_size:
+                raise DataError(
+                    f"{path} differs from the file in {archive.name}: move or delete it and call "
+                    "again."
+                )

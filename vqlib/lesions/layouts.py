@@ -15,23 +15,17 @@ Papers: Tschandl et al. (2018), doi:10.1038/sdata.2018.161; Codella et al. (2019
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
 from ..checkpoints import DataError
+from ..data import ImageDataset, read_table
 from .synthetic import CLASSES
 
-GROUNDTRUTH_COLUMNS = ("image", *CLASSES)
-GROUPINGS_COLUMNS = ("image", "lesion_id")
-METADATA_COLUMNS = ("lesion_id", "image_id", "dx")
-DX_TO_LABEL = {name.lower(): label for label, name in enumerate(CLASSES)}  # HAM10000's "dx"
-
+DOWNLOAD_AGAIN = "Download the table again."
 TABLE_SUFFIXES = {".csv", ".tab", ".tsv", ".txt", ""}  # Dataverse: .tab, or a name without suffix
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png"}
 
@@ -42,73 +36,53 @@ EXPECTED_LAYOUTS = (
 )
 
 
-class DatasetTables(NamedTuple):
-    """Tables of a data set: one entry per image, sorted by image id, in lists of equal length."""
-
-    name: str  # "isic2018" or "ham10000"
-    root: Path
-    image_ids: list[str]
-    labels: list[int]  # indices into CLASSES
-    lesion_ids: list[str]
-    paths: list[Path]
-
-
-def read_layout(folder: str | Path) -> DatasetTables:
+def read_layout(root: Path) -> ImageDataset:
     """Read the tables of ISIC 2018 or HAM10000 and find the image files that they name.
 
     Args:
-        folder: folder of the data set, or its parent folder.
+        root: folder of the data set, or its parent folder.
+
+    Returns:
+        "isic2018" or "ham10000", sorted by image id; the groups are the lesions of the table.
 
     Raises:
         DataError: the folder contains no data set or more than one; a table lacks a column, lists
             an image or a column twice, or contains an unknown class; the images of a lesion have
             two diagnoses; an image file is missing.
     """
-    root = Path(folder).expanduser()
-    if not root.is_dir():
-        problem = "is not a folder" if root.exists() else "does not exist"
-        raise DataError(f"{root} {problem}: give the folder of the data set; {EXPECTED_LAYOUTS}.")
     try:
         tables = find_tables(root)
-    except OSError as error:
-        raise _unreadable(root, error) from error
-    if not tables:
-        raise DataError(f"no table of a known data set in {root}: {EXPECTED_LAYOUTS}.")
-    if len(tables) > 1:
-        names = ", ".join(str(table) for _, _, table in tables)
-        raise DataError(
-            f"{root} contains more than one data set ({names}): give the folder of one of them."
-        )
-    name, root, table = tables[0]
-    read = read_metadata if name == "ham10000" else read_groundtruth
-    try:
+        if not tables:
+            raise DataError(f"no table of a known data set in {root}: {EXPECTED_LAYOUTS}.")
+        if len(tables) > 1:
+            names = ", ".join(str(table) for _, _, table in tables)
+            raise DataError(f"{root} contains more than one data set ({names}): name one of them.")
+        name, root, table = tables[0]
+        read = read_metadata if name == "ham10000" else read_groundtruth
         labels, lesions = read(table, root)
         paths = find_images(root, table, labels)
     except OSError as error:
-        raise _unreadable(root, error) from error
+        raise DataError(f"{root} can't be read ({error}): check its permissions.") from error
     ids = sorted(labels)
     first_image: dict[str, str] = {}  # of each lesion
     for image in ids:
         first = first_image.setdefault(lesions[image], image)
         if labels[image] != labels[first]:
+            one, other = (f"{CLASSES[labels[i]]} ({i})" for i in (first, image))
             raise DataError(
-                f"{table}: the images of lesion {lesions[image]} have two diagnoses, "
-                f"{CLASSES[labels[first]]} ({first}) and {CLASSES[labels[image]]} ({image}), but "
-                "a lesion has one. Correct the diagnosis or the lesion_id, or download the tables "
-                "again."
+                f"{table}: the images of lesion {lesions[image]} have two diagnoses, {one} and "
+                f"{other}. Correct the diagnosis or the lesion_id, or download the tables again."
             )
-    return DatasetTables(
+    return ImageDataset(
         name,
-        root,
         ids,
         [labels[i] for i in ids],
+        CLASSES,
         [lesions[i] for i in ids],
-        [paths[i] for i in ids],
+        group_word="lesion",
+        root=root,
+        paths=[paths[i] for i in ids],
     )
-
-
-def _unreadable(root: Path, error: OSError) -> DataError:
-    return DataError(f"{root} can't be read ({error}): check its permissions.")
 
 
 def find_tables(root: Path) -> list[tuple[str, Path, Path]]:
@@ -136,24 +110,19 @@ def _tables_in(folder: Path) -> list[tuple[str, Path, Path]]:
 def read_groundtruth(table: Path, root: Path) -> tuple[dict[str, int], dict[str, str]]:
     """ISIC 2018: the label and the lesion id of each image id."""
     labels: dict[str, int] = {}
-    for line, row in _read_rows(table, GROUNDTRUTH_COLUMNS):
-        values = [row[name] for name in CLASSES]
-        ones = [i for i, value in enumerate(values) if _to_number(value) == 1]
-        if len(ones) != 1 or sum(_to_number(value) == 0 for value in values) != len(CLASSES) - 1:
+    for line, row in read_table(table, ("image", *CLASSES), DOWNLOAD_AGAIN):
+        hot = [re.sub(r"\.0*$", "", row[name]) for name in CLASSES]
+        if sorted(hot) != ["0"] * (len(CLASSES) - 1) + ["1"]:
             raise DataError(
                 f"{table}, line {line} ({row['image']}): expected one 1 and six 0 in the columns "
-                f"{', '.join(CLASSES)}, found {', '.join(values)}. "
-                "Download the table again."
+                f"{', '.join(CLASSES)}, found {', '.join(hot)}. {DOWNLOAD_AGAIN}"
             )
-        _add_row(labels, row["image"], ones[0], table)
+        _add_row(labels, row["image"], hot.index("1"), table)
     prefix = table.stem.lower().split("_groundtruth")[0]
     if re.search("validation|test", prefix):  # lesion ids exist for the training images only
         return labels, {image: image for image in labels}
-    groupings = [
-        f
-        for f in _list_files(root, "grouping|groundtruth", TABLE_SUFFIXES)
-        if "lesiongroupings" in f.name.lower()
-    ]
+    groupings = _list_files(root, "grouping|groundtruth", TABLE_SUFFIXES)
+    groupings = [f for f in groupings if "lesiongroupings" in f.name.lower()]
     groupings.sort(key=lambda f: (not f.name.lower().startswith(prefix), len(f.name)))
     if not groupings:
         raise DataError(
@@ -162,7 +131,7 @@ def read_groundtruth(table: Path, root: Path) -> tuple[dict[str, int], dict[str,
             "https://challenge.isic-archive.com/data/#2018 (under 1 MB)."
         )
     lesions: dict[str, str] = {}
-    for _, row in _read_rows(groupings[0], GROUPINGS_COLUMNS):
+    for _, row in read_table(groupings[0], ("image", "lesion_id"), DOWNLOAD_AGAIN):
         _add_row(lesions, row["image"], row["lesion_id"], groupings[0])
     if missing := [image for image in labels if not lesions.get(image)]:
         raise DataError(
@@ -176,103 +145,51 @@ def read_metadata(table: Path, root: Path) -> tuple[dict[str, int], dict[str, st
     """HAM10000: the label and the lesion id of each image id."""
     labels: dict[str, int] = {}
     lesions: dict[str, str] = {}
-    for line, row in _read_rows(table, METADATA_COLUMNS):
-        diagnosis = row["dx"].lower()
-        if diagnosis not in DX_TO_LABEL or not row["lesion_id"]:
+    classes = [name.lower() for name in CLASSES]  # as in the column dx
+    for line, row in read_table(table, ("lesion_id", "image_id", "dx"), DOWNLOAD_AGAIN):
+        if row["dx"].lower() not in classes or not row["lesion_id"]:
             raise DataError(
                 f"{table}, line {line} ({row['image_id']}): expected a lesion_id and one of the dx "
-                f"{', '.join(DX_TO_LABEL)}; found lesion_id {row['lesion_id']!r} and dx "
-                f"{row['dx']!r}. Download the table again."
+                f"{', '.join(classes)}; found lesion_id {row['lesion_id']!r} and dx "
+                f"{row['dx']!r}. {DOWNLOAD_AGAIN}"
             )
-        _add_row(labels, row["image_id"], DX_TO_LABEL[diagnosis], table)
-        lesions[_image_id(row["image_id"])] = row["lesion_id"]
+        _add_row(labels, row["image_id"], classes.index(row["dx"].lower()), table)
+        _add_row(lesions, row["image_id"], row["lesion_id"], table)
     return labels, lesions
 
 
-def find_images(root: Path, table: Path, image_ids: Iterable[str]) -> dict[str, Path]:
-    """File of each image id, in `root` or in its subfolders named like "image" or "input"."""
+def find_images(root: Path, table: Path, image_ids: Collection[str]) -> dict[str, Path]:
+    """File of each image id, in `root` or in its subfolders named like "image" or "input"; also of
+    images that are not in `image_ids`."""
     files = _list_files(root, "image|input", IMAGE_SUFFIXES)
-    files += [
-        f for d in _subfolders(root, "image|input") for f in _list_files(d, ".", IMAGE_SUFFIXES)
-    ]
+    for folder in _subfolders(root, "image|input"):
+        files += _list_files(folder, ".", IMAGE_SUFFIXES)
     paths: dict[str, Path] = {}
     for file in files:  # Kaggle's archive contains each image twice; the first file is used
         paths.setdefault(file.stem, file)
-    expected_ids = list(image_ids)
-    missing = [image for image in expected_ids if image not in paths]
-    if missing:
+    if missing := [image for image in image_ids if image not in paths]:
         folders = sorted({str(f.parent) for f in files}) or [f"{root} and folders named *images*"]
         raise DataError(
-            f"{table} lists {len(expected_ids):,} images, but there is no file for "
+            f"{table} lists {len(image_ids):,} images, but there is no file for "
             f"{_summarize(missing)}; searched in {', '.join(folders)}. Unpack all image archives "
             "of the data set there."
         )
-    image_folders = {paths[image].parent for image in expected_ids}
-    unlisted = [i for i in paths.keys() - set(expected_ids) if paths[i].parent in image_folders]
+    used_folders = {paths[image].parent for image in image_ids}
+    unlisted = [i for i in paths.keys() - set(image_ids) if paths[i].parent in used_folders]
     if unlisted:
         warnings.warn(
             f"{table} has no row for {_summarize(sorted(unlisted))}: left out, because the class "
             "is unknown.",
             stacklevel=4,
         )
-    return {image: paths[image] for image in expected_ids}
-
-
-def _read_rows(table: Path, columns: tuple[str, ...]) -> list[tuple[int, dict[str, str]]]:
-    """Line number and stripped values of each row; the delimiter is a comma, semicolon or tab."""
-    raw = table.read_bytes()
-    try:
-        text = raw.decode("utf-8-sig")  # with or without the byte order mark that Excel writes
-    except UnicodeDecodeError:
-        text = raw.decode("latin-1")
-    header = text.partition("\n")[0]
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count))
-    names = [name.strip() for name in next(reader, [])]
-    if repeated := sorted({name for name in names if name and names.count(name) > 1}):
-        raise DataError(
-            f"{table} has more than one column {', '.join(repeated)}: expected one column of each "
-            "name. Remove the others."
-        )
-    if missing := [name for name in columns if name not in names]:
-        raise DataError(
-            f"{table} lacks the column {', '.join(missing)}: expected {', '.join(columns)}, "
-            f"found {', '.join(names) or 'nothing'}. Download the table again."
-        )
-    rows = []
-    try:
-        for values in reader:
-            if not any(value.strip() for value in values):
-                continue  # an empty line
-            if len(values) != len(names):
-                raise csv.Error(f"expected {len(names)} values, found {len(values)}")
-            rows.append((reader.line_num, dict(zip(names, (value.strip() for value in values)))))
-    except csv.Error as error:
-        raise DataError(
-            f"{table}, line {reader.line_num}: {error}. The file is damaged: download it again."
-        ) from error
-    if not rows:
-        raise DataError(f"{table} has a header but no rows: download the table again.")
-    return rows
+    return paths
 
 
 def _add_row(column: dict, image: str, value: object, table: Path) -> None:
-    if (image_id := _image_id(image)) in column:
-        raise DataError(
-            f"{table} lists {image_id} twice, but one row per image was expected. "
-            "Remove one of the two rows, or download the table again."
-        )
+    image_id = re.sub(r"\.(jpe?g|png)$", "", image, flags=re.IGNORECASE)
+    if image_id in column:
+        raise DataError(f"{table} lists {image_id} twice: remove one of the two rows.")
     column[image_id] = value
-
-
-def _image_id(name: str) -> str:
-    return re.sub(r"\.(jpe?g|png)$", "", name, flags=re.IGNORECASE)
-
-
-def _to_number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return float("nan")
 
 
 def _subfolders(folder: Path, pattern: str = "") -> list[Path]:
@@ -280,9 +197,7 @@ def _subfolders(folder: Path, pattern: str = "") -> list[Path]:
     return [
         child
         for child in sorted(folder.iterdir())
-        if child.is_dir()
-        and not child.name.startswith(".")
-        and re.search(pattern, child.name, re.I)
+        if child.is_dir() and child.name[0] != "." and re.search(pattern, child.name, re.I)
     ]
 
 
@@ -292,7 +207,7 @@ def _list_files(folder: Path, pattern: str, suffixes: set[str]) -> list[Path]:
         file
         for directory in (folder, *_subfolders(folder, pattern))
         for file in sorted(directory.iterdir())
-        if file.suffix.lower() in suffixes and not file.name.startswith(".") and file.is_file()
+        if file.suffix.lower() in suffixes and file.name[0] != "." and file.is_file()
     ]
 
 
