@@ -128,8 +128,11 @@ def k_means(vectors: Tensor, num_embeddings: int, steps: int = 10) -> Tensor:
 
 def _sum_by_code(vectors: Tensor, codes: Tensor, num_embeddings: int) -> Tensor:
     """Sum of the vectors (S, N, D) of each code, int64 (S, N): float (S, num_embeddings, D)."""
-    sums = vectors.new_zeros(len(vectors), num_embeddings, vectors.shape[2])
-    return sums.scatter_add_(1, codes[..., None].expand_as(vectors), vectors)
+    num_codebooks, _, dim = vectors.shape
+    offsets = num_embeddings * torch.arange(num_codebooks, device=codes.device)
+    sums = vectors.new_zeros(num_codebooks * num_embeddings, dim)
+    sums.index_add_(0, (codes + offsets[:, None]).flatten(), vectors.flatten(0, 1))
+    return sums.view(num_codebooks, num_embeddings, dim)
 
 
 def _random_vectors(vectors: Tensor, num_embeddings: int) -> Tensor:
