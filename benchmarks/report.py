@@ -56,7 +56,7 @@ class ChannelFirstQuantizer(VectorQuantizer):
     def _flatten(self, z: Tensor) -> Tensor:
         return z.reshape(1, -1, self.embedding_dim)
 
-    def quantize(self, codes: Tensor) -> Tensor:
+    def look_up(self, codes: Tensor) -> Tensor:
         return F.embedding(codes, self.codebook[0]).reshape(len(codes), -1, *codes.shape[1:3])
 
 

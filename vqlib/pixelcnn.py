@@ -159,12 +159,9 @@ class PixelRCNN(nn.Module):
     def __init__(
         self, no_channels: int = 256, out_channels: int = 256, conv_filters: int = 120
     ) -> None:
+        config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         super().__init__()
-        self.config: dict[str, Any] = {
-            "no_channels": no_channels,
-            "out_channels": out_channels,
-            "conv_filters": conv_filters,
-        }
+        self.config: dict[str, Any] = config
         self.net = nn.Sequential(
             MaskedConv2d("A", no_channels, conv_filters, kernel_size=7, padding=3),
             nn.BatchNorm2d(conv_filters),
@@ -317,19 +314,12 @@ class PixelCNN(nn.Module):
         dropout: float = 0.1,
         orientations: int = 1,
     ) -> None:
+        # The arguments are saved with the weights, so that `load_model` can build the model.
+        config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         super().__init__()
+        self.config: dict[str, Any] = config
         slots = codes_per_position
         self.num_embeddings, self.slots, self.num_classes = num_embeddings, slots, num_classes
-        self.config: dict[str, Any] = {
-            "num_embeddings": num_embeddings,
-            "codes_per_position": codes_per_position,
-            "conv_filters": conv_filters,
-            "num_classes": num_classes,
-            "embedding_dim": embedding_dim,
-            "blocks": blocks,
-            "dropout": dropout,
-            "orientations": orientations,
-        }
         self.trained_on_codebook: str | None = None
         channels = slots * embedding_dim
         self.embedding = nn.Embedding(slots * num_embeddings, embedding_dim)
@@ -386,12 +376,7 @@ class PixelCNN(nn.Module):
 
     def embed(self, codes: Tensor) -> Tensor:
         """Embeddings, float (B, slots * embedding_dim, h, w), of codes, int64 (B, h, w, slots)."""
-        if codes.ndim != 4 or codes.shape[-1] != self.slots or codes.dtype != torch.long:
-            raise ValueError(
-                f"codes must be int64 (B, h, w, {self.slots}), got {codes.dtype} "
-                f"{tuple(codes.shape)}"
-            )
-        check_codes(codes, self.num_embeddings)
+        check_codes(codes, self.num_embeddings, self.slots)
         offsets = self.num_embeddings * torch.arange(self.slots, device=codes.device)
         return self.embedding(codes + offsets).flatten(3).permute(0, 3, 1, 2)
 

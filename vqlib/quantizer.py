@@ -71,14 +71,10 @@ def count_codes(codes: Tensor, num_embeddings: int) -> Tensor:
     slots = codes.shape[-1]
     offsets = num_embeddings * torch.arange(slots, device=codes.device)
     table_indices = (codes.reshape(-1, slots) + offsets).flatten()
-    counts = _histogram(table_indices, slots * num_embeddings)
+    # Not torch.bincount, for which a GPU would wait.
+    counts = torch.zeros(slots * num_embeddings, dtype=torch.int64, device=codes.device)
+    counts.index_add_(0, table_indices, torch.ones_like(table_indices))
     return counts.view(slots, num_embeddings)
-
-
-def _histogram(indices: Tensor, size: int) -> Tensor:
-    """torch.bincount with a given size, for which a GPU need not wait."""
-    counts = torch.zeros(size, dtype=torch.int64, device=indices.device)
-    return counts.index_add_(0, indices, torch.ones_like(indices))
 
 
 def perplexity(counts: Tensor) -> Tensor:
@@ -121,34 +117,35 @@ def k_means(vectors: Tensor, num_embeddings: int, steps: int = 10) -> Tensor:
     if not vectors.numel():
         raise ValueError("k-means needs at least one vector for each codebook, got none")
     check_finite(vectors, "the vectors for k-means")
-
-    def random_vectors() -> Tensor:
-        return vectors.gather(1, _random_indices(vectors, num_embeddings))
-
-    codebook = random_vectors()
+    codebook = _random_vectors(vectors, num_embeddings)
     for _ in range(steps):
         codes = nearest_codes(vectors, codebook)
         counts = count_codes(codes.T, num_embeddings)[..., None]
-        index = codes[..., None].expand_as(vectors)
-        sums = torch.zeros_like(codebook).scatter_add_(1, index, vectors)
-        codebook = torch.where(counts > 0, sums / counts.clamp_min(1), random_vectors())
+        means = _sum_by_code(vectors, codes, num_embeddings) / counts.clamp_min(1)
+        codebook = torch.where(counts > 0, means, _random_vectors(vectors, num_embeddings))
     return codebook
 
 
-def _random_indices(vectors: Tensor, num_embeddings: int) -> Tensor:
-    """Indices of random vectors out of (S, N, D), for `gather` along N.
+def _sum_by_code(vectors: Tensor, codes: Tensor, num_embeddings: int) -> Tensor:
+    """Sum of the vectors (S, N, D) of each code, int64 (S, N): float (S, num_embeddings, D)."""
+    num_codebooks, _, dim = vectors.shape
+    offsets = num_embeddings * torch.arange(num_codebooks, device=codes.device)
+    sums = vectors.new_zeros(num_codebooks * num_embeddings, dim)
+    sums.index_add_(0, (codes + offsets[:, None]).flatten(), vectors.flatten(0, 1))
+    return sums.view(num_codebooks, num_embeddings, dim)
+
+
+def _random_vectors(vectors: Tensor, num_embeddings: int) -> Tensor:
+    """Random vectors out of (S, N, D): (S, num_embeddings, D).
 
     The choice is without replacement. If there are fewer vectors than `num_embeddings`, the number
     of times that each is chosen differs by at most one.
-
-    Returns:
-        int64 (S, num_embeddings, D).
     """
     num_codebooks, num_vectors, dim = vectors.shape
     # On the CPU, so that every device gets the same indices.
     shuffled = torch.rand(num_codebooks, num_vectors).argsort(1)
     indices = shuffled[:, torch.arange(num_embeddings) % num_vectors].to(vectors.device)
-    return indices[..., None].expand(-1, -1, dim)
+    return vectors.gather(1, indices[..., None].expand(-1, -1, dim))
 
 
 def check_finite(values: Tensor, name: str) -> None:
@@ -165,21 +162,26 @@ def check_finite(values: Tensor, name: str) -> None:
         )
 
 
-def check_codes(codes: Tensor, num_embeddings: int) -> None:
-    """Raise an error for codes outside 0..num_embeddings-1. All slots share one embedding table, so
-    such a code would select an embedding of another slot.
+def check_codes(codes: Tensor, num_embeddings: int, slots: int) -> None:
+    """Raise an error for codes that are not int64 (B, h, w, slots) in 0..num_embeddings-1. All
+    slots share one embedding table, so a code out of range would select an embedding of another
+    slot.
 
     Raises:
-        ValueError: a code is out of range. On a GPU a device-side assert is used instead, because
-            reading the result would delay every training step.
+        ValueError: wrong shape or dtype, or a code out of range. Codes on a GPU that are out of
+            range trigger a device-side assert instead, because reading the result would delay every
+            training step.
     """
+    if codes.ndim != 4 or codes.shape[-1] != slots or codes.dtype != torch.long:
+        raise ValueError(
+            f"codes must be int64 (B, h, w, {slots}), got {codes.dtype} {tuple(codes.shape)}"
+        )
     in_range = ((codes >= 0) & (codes < num_embeddings)).all()
     if codes.is_cuda:
         torch._assert_async(in_range, f"codes must lie in 0..{num_embeddings - 1}")
     elif not in_range:
-        raise ValueError(
-            f"codes must lie in 0..{num_embeddings - 1}, got {int(codes.min())}..{int(codes.max())}"
-        )
+        low, high = codes.aminmax()
+        raise ValueError(f"codes must lie in 0..{num_embeddings - 1}, got {low}..{high}")
 
 
 def codebook_fingerprint(codebook: Tensor) -> str:
@@ -268,7 +270,7 @@ class VectorQuantizer(nn.Module):
             "steps_unused", torch.zeros(codebooks, num_embeddings, dtype=torch.long)
         )
         self.register_buffer("initialized", torch.tensor(not data_init))
-        self._initialized = False  # what is known of the buffer, see `_is_initialized`
+        self._initialized = False  # whether the buffer is known to be True, see `_initialize`
 
     def forward(self, z: Tensor) -> QuantizerOutput:
         """Quantize a feature map.
@@ -284,15 +286,12 @@ class VectorQuantizer(nn.Module):
         """
         z = z.float()
         flat_inputs = self._flatten(z)  # (codebooks, N, D)
-        if self.training and not self._is_initialized():
-            check_finite(flat_inputs, "the features that initialize the codebook")
-            self._reset_codes(torch.ones_like(self.steps_unused, dtype=torch.bool), flat_inputs)
-            self.initialized.fill_(True)
-            self._initialized = True
+        if self.training and not self._initialized:
+            self._initialize(flat_inputs)
 
         flat_indices = nearest_codes(flat_inputs, self.codebook)
         encoding_indices = self._unflatten_indices(flat_indices, z.shape)  # (B, H, W, slots)
-        quantized = self.quantize(encoding_indices)  # like z
+        quantized = self.look_up(encoding_indices)  # like z
 
         commitment_loss = F.mse_loss(z, quantized.detach())
         loss = self.commitment_cost * commitment_loss
@@ -308,10 +307,18 @@ class VectorQuantizer(nn.Module):
             quantized, encoding_indices, loss, slot_perplexities.log().mean().exp()
         )
 
-    def _is_initialized(self) -> bool:
-        """Reads the buffer until it is true, and never again: a GPU would wait each time."""
-        self._initialized = self._initialized or bool(self.initialized)
-        return self._initialized
+    def _initialize(self, flat_inputs: Tensor) -> None:
+        """Initialize the codebook with vectors of this batch, unless that has been done. Called
+        only once, because a GPU waits each time the buffer is read."""
+        if not self.initialized:
+            check_finite(flat_inputs, "the features that initialize the codebook")
+            self._set_all(_random_vectors(flat_inputs, self.num_embeddings))
+        self._initialized = True
+
+    def _set_all(self, vectors: Tensor) -> None:
+        """Start again with this codebook, float (codebooks, K, D)."""
+        self._reset_codes(torch.ones_like(self.steps_unused, dtype=torch.bool), vectors)
+        self.initialized.fill_(True)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
@@ -335,12 +342,7 @@ class VectorQuantizer(nn.Module):
         Raises:
             ValueError: the outputs contain NaN or infinity.
         """
-        embeddings = k_means(self._flatten(z.float()), self.num_embeddings)
-        self.codebook.copy_(embeddings)
-        if self.ema_decay is not None:
-            self.ema_sum.copy_(embeddings)
-            self.ema_cluster_size.fill_(1.0)
-        self.initialized.fill_(True)
+        self._set_all(k_means(self._flatten(z.float()), self.num_embeddings))
 
     def encode(self, z: Tensor) -> Tensor:
         """Codes int64 (B, H, W, slots) of a feature map, float (B, slots * embedding_dim, H, W).
@@ -366,9 +368,14 @@ class VectorQuantizer(nn.Module):
             float32 (B, slots * embedding_dim, H, W).
 
         Raises:
-            ValueError: a code is outside 0..num_embeddings-1, see `check_codes`.
+            ValueError: a code is outside 0..num_embeddings-1.
         """
-        check_codes(encoding_indices, self.num_embeddings)
+        # On the CPU, so that a GPU raises the same error.
+        check_codes(encoding_indices.cpu(), self.num_embeddings, encoding_indices.shape[-1])
+        return self.look_up(encoding_indices)
+
+    def look_up(self, encoding_indices: Tensor) -> Tensor:
+        """`quantize` for codes that are known to be valid, such as those of `nearest_codes`."""
         if self.codebooks > 1:
             slots = torch.arange(self.codebooks, device=encoding_indices.device)
             encoding_indices = encoding_indices + self.num_embeddings * slots
@@ -403,15 +410,11 @@ class VectorQuantizer(nn.Module):
     @torch.no_grad()
     def _update_codebook(self, flat_inputs: Tensor, flat_indices: Tensor) -> None:
         """Update the codebook by its EMA, then replace the codes that were unused for too long."""
-        offsets = self.num_embeddings * torch.arange(self.codebooks, device=flat_indices.device)
-        table_indices = (flat_indices + offsets[:, None]).flatten()
-        cluster_size = _histogram(table_indices, self.steps_unused.numel())
-        cluster_size = cluster_size.view_as(self.steps_unused)
+        cluster_size = count_codes(flat_indices.T, self.num_embeddings)
         if self.ema_decay is not None:
-            vector_sums = torch.zeros_like(self.codebook).flatten(0, 1)
-            vector_sums.index_add_(0, table_indices, flat_inputs.flatten(0, 1))
+            vector_sum = _sum_by_code(flat_inputs, flat_indices, self.num_embeddings)
             self.ema_cluster_size.lerp_(cluster_size.float(), 1 - self.ema_decay)
-            self.ema_sum.lerp_(vector_sums.view_as(self.ema_sum), 1 - self.ema_decay)
+            self.ema_sum.lerp_(vector_sum, 1 - self.ema_decay)
             # For a code that is unused for long, sum and cluster size both decay to 0. Keep its
             # codebook vector instead of dividing 0 by 0.
             mean = self.ema_sum / self.ema_cluster_size.clamp_min(1e-5)[..., None]
@@ -421,22 +424,14 @@ class VectorQuantizer(nn.Module):
         if self.restart_after is not None:
             expired = self.steps_unused >= self.restart_after
             if expired.is_cuda or expired.any():  # to ask a GPU takes longer than to replace none
-                self._reset_codes(expired, flat_inputs)
+                self._reset_codes(expired, _random_vectors(flat_inputs, self.num_embeddings))
 
     @torch.no_grad()
-    def _reset_codes(self, which: Tensor, flat_inputs: Tensor) -> None:
-        """Replace the codes selected by the mask `which` (codebooks, K) by vectors of the batch."""
-        new_vectors = flat_inputs.gather(1, _random_indices(flat_inputs, self.num_embeddings))
+    def _reset_codes(self, which: Tensor, new_vectors: Tensor) -> None:
+        """Replace the codebook vectors selected by the mask `which` (codebooks, K) by those of
+        `new_vectors` (codebooks, K, D), and forget their statistics."""
         self.codebook.copy_(torch.where(which[..., None], new_vectors, self.codebook))
         self.steps_unused.masked_fill_(which, 0)
         if self.ema_decay is not None:
             self.ema_cluster_size.masked_fill_(which, 1.0)
             self.ema_sum.copy_(torch.where(which[..., None], new_vectors, self.ema_sum))
-
-    def extra_repr(self) -> str:
-        rule = "trained by gradient" if self.ema_decay is None else f"EMA decay {self.ema_decay}"
-        return (
-            f"{self.codebooks} codebook(s) of {self.num_embeddings} x {self.embedding_dim}, "
-            f"{rule}, commitment cost {self.commitment_cost}, "
-            f"restart after {self.restart_after} batches"
-        )

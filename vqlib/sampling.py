@@ -16,8 +16,9 @@ Salimans (2022), arXiv:2207.12598.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +26,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .metrics import code_bits
-from .pixelcnn import PixelCNN
+from .pixelcnn import GatedBlock, PixelCNN
 from .vqvae import eval_mode
 
 
@@ -62,9 +63,8 @@ def filter_logits(
             raise ValueError(f"top_k must be at least 1, got {top_k}")
         threshold = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[..., -1:]
         logits = logits.masked_fill(logits < threshold, -torch.inf)
-    if top_p is not None:
-        if not 0 < top_p <= 1:
-            raise ValueError(f"top_p must lie in (0, 1], got {top_p}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p must lie in (0, 1], got {top_p}")
     if top_p is not None and top_p < 1:
         ordered, order = logits.sort(dim=-1, descending=True)
         p = ordered.softmax(-1)
@@ -179,10 +179,10 @@ def sample(
                 if cache is not None:
                     cache.compute_slot(slot)
                 if not is_kept[row][column]:
-                    if cache is not None:
-                        logits = cache.logits(slot)
-                    else:
+                    if cache is None:
                         logits = prior(codes, labels)[:, row, column, slot]
+                    else:
+                        logits = cache.logits(slot)
                     if guidance:
                         conditional, unconditional = logits.chunk(2)
                         logits = unconditional + (1 + guidance) * (conditional - unconditional)
@@ -263,8 +263,7 @@ def _initial_grid(
     if given is None or keep is None:
         if len(grid) != 2 or min(grid) < 1:
             raise ValueError(f"grid must be (h, w), each at least 1, got {grid}")
-        empty = torch.zeros(n, *grid, prior.slots, dtype=torch.long, device=device)
-        return empty, torch.zeros(grid, dtype=torch.bool)
+        given, keep = torch.zeros(n, *grid, prior.slots).long(), torch.zeros(grid).bool()
     fits = given.ndim == 4 and given.shape[::3] == (n, prior.slots) and given.numel()
     if not fits or keep.shape != given.shape[1:3]:
         raise ValueError(
@@ -273,11 +272,10 @@ def _initial_grid(
         )
     if given.dtype != torch.long or keep.dtype != torch.bool:
         raise ValueError(f"given must be int64 and keep bool, got {given.dtype} and {keep.dtype}")
-    kept_codes = given[:, keep.to(given.device)]
-    if kept_codes.numel() and not 0 <= kept_codes.min() <= kept_codes.max() < prior.num_embeddings:
+    given, keep = given.to(device), keep.to(device)
+    codes = given.masked_fill(~keep[..., None], 0).contiguous()
+    if not 0 <= codes.min() <= codes.max() < prior.num_embeddings:
         raise ValueError(f"given: codes that are kept must lie in 0..{prior.num_embeddings - 1}")
-    codes = torch.zeros(given.shape, dtype=torch.long, device=device)
-    codes[:, keep.to(device)] = kept_codes.to(device)
     return codes, keep.cpu()
 
 
@@ -329,6 +327,10 @@ class CachedPixelCNN:
         n, height, width, slots = shape
         blocks, zeros = list(prior.blocks), prior.head.weight.new_zeros
         filters, channels = prior.horizontal.out_channels, prior.horizontal.in_channels
+
+        def stacked(function: Callable[[GatedBlock], Tensor]) -> Tensor:
+            return torch.stack([function(block) for block in blocks])
+
         d, e = filters // slots, channels // slots  # features and embedding of one slot
 
         # State of the rows above: embeddings of all codes with the zero padding of the
@@ -337,16 +339,16 @@ class CachedPixelCNN:
         self.embedded = zeros(height + 3, width + 2 * 3, n, channels)
         self.vertical_weights = prior.vertical.weight.flatten(1), prior.vertical.bias
         self.horizontal_weights = prior.horizontal.weight.flatten(1), prior.center.bias
-        self.vertical_blocks = []
-        for block in blocks:
-            previous_row, current_row = rows = zeros(2, width + 2, n, filters)
-            kernel = block.vertical.weight.flatten(1), block.vertical.bias
-            norm = block.vertical_norm.weight.flatten(), block.vertical_norm.bias.flatten()
-            mean, mean_weight = zeros(n, filters), block.causal_mean_weight[:, :, 0, 0]
-            inputs = unfold_columns(rows, 3)
-            self.vertical_blocks.append(
-                (previous_row, current_row, inputs, kernel, mean, mean_weight, norm)
+        self.vertical_blocks = [
+            SimpleNamespace(
+                rows=zeros(2, width + 2, n, filters),
+                kernel=(block.vertical.weight.flatten(1), block.vertical.bias),
+                mean=zeros(n, filters),
+                mean_weight=block.causal_mean_weight[:, :, 0, 0],
+                norm=(block.vertical_norm.weight.flatten(), block.vertical_norm.bias.flatten()),
             )
+            for block in blocks
+        ]
         # State of the current position: embeddings of its codes, and sums and features of each
         # block.
         self.position: tuple[int, int] | None = None
@@ -354,55 +356,51 @@ class CachedPixelCNN:
         self.sums = zeros(len(blocks), n, 2 * filters)
         self.features = zeros(len(blocks) + 1, n, filters)
 
-        center_bias = torch.stack([block.center.bias for block in blocks])
+        center_bias = stacked(lambda block: block.center.bias)
         bias = prior.conditional_bias(n, labels).unflatten(1, center_bias.shape) + center_bias
         self.bias = bias.transpose(0, 1)[:, None]  # (blocks, 1, n, 2 filters)
 
         # 1x1 weights (out, in, 1, 1) as matrices (in, out). Only `center` is masked, and only
         # between slots: a slot reads the slots before it completely.
-        self.vertical_to_horizontal_weights = torch.stack(
-            [block.vertical_to_horizontal.weight[:, :, 0, 0].T for block in blocks]
+        self.vertical_to_horizontal_weights = stacked(
+            lambda block: block.vertical_to_horizontal.weight[:, :, 0, 0].T
         )
-        self.horizontal_block_weights = torch.stack(
-            [block.horizontal.weight[:, :, 0, 0].T for block in blocks]
-        )
-        center = torch.stack([block.center.weight[:, :, 0, 0].T for block in blocks])
-        out = torch.stack([block.horizontal_out.weight[:, :, 0, 0] for block in blocks])
-        scale = torch.stack([block.horizontal_norm.weight.flatten() for block in blocks])
-        shift = torch.stack([block.horizontal_norm.bias.flatten() for block in blocks])
+        self.horizontal_block_weights = stacked(lambda block: block.horizontal.weight[:, :, 0, 0].T)
+        center = stacked(lambda block: block.center.weight[:, :, 0, 0].T)
+        out = stacked(lambda block: block.horizontal_out.weight[:, :, 0, 0])
+        scale = stacked(lambda block: block.horizontal_norm.weight.flatten())
+        shift = stacked(lambda block: block.horizontal_norm.bias.flatten())
         first_center = prior.center.weight[:, :, 0, 0].T
         self.eps, self.slot_width = blocks[0].horizontal_norm.eps, (2 * d,)
-        self.slots = []
+        self.slots = []  # weights for each slot, and views of the current position's state
         for s in range(slots):
             own, gates = (slice(s * size, (s + 1) * size) for size in (d, 2 * d))
             from_context = self.sums[:, :, gates]
             # Writing a product into contiguous memory is faster.
             sums = zeros(from_context.shape) if s else from_context
+            layers = (  # per block: sums, 4 weights, output features (n, d)
+                sums,
+                center[:, own, gates],
+                scale[:, gates],
+                shift[:, gates],
+                out[:, own].transpose(1, 2),
+                self.features[1:, :, own],
+            )
             self.slots.append(
-                _SlotCache(
-                    input_features=self.features[0, :, own],
-                    earlier_embeddings=self.position_embedding[:, : s * e],
+                SimpleNamespace(
+                    input_features=self.features[0, :, own],  # (n, d), of the first block
+                    earlier_embeddings=self.position_embedding[:, : s * e],  # of earlier slots
                     embedding_weights=first_center[: s * e, own],
-                    from_context=from_context,
-                    sums=sums,
+                    from_context=from_context,  # (blocks, n, 2d), of rows above and of the left
+                    sums=sums,  # (blocks, n, 2d), from_context plus that of the earlier slots
                     earlier_features=self.features[:-1, :, : s * d],
                     feature_weights=center[:, : s * d, gates],
-                    layers=list(
-                        zip(
-                            sums.unbind(),
-                            center[:, own, gates].unbind(),
-                            scale[:, gates].unbind(),
-                            shift[:, gates].unbind(),
-                            out[:, own].transpose(1, 2).unbind(),
-                            self.features[1:, :, own].unbind(),
-                            strict=True,
-                        )
-                    ),
-                    output_features=self.features[-1, :, : own.stop],
+                    layers=list(zip(*(x.unbind() for x in layers), strict=True)),
+                    output_features=self.features[-1, :, : own.stop],  # slots up to this one
                     head=prior.head.weight.chunk(slots)[s][:, : own.stop, 0, 0].T,
                     bias=prior.head.bias.chunk(slots)[s],
-                    embedding=prior.embedding.weight.chunk(slots)[s],
-                    embedded=self.position_embedding[:, s * e : (s + 1) * e],
+                    embedding=prior.embedding.weight.chunk(slots)[s],  # (K, e)
+                    embedded=self.position_embedding[:, s * e : (s + 1) * e],  # this slot's code
                 )
             )
 
@@ -412,20 +410,13 @@ class CachedPixelCNN:
             unfold_columns(self.embedded[row : row + 3], 7).flatten(2), *self.vertical_weights
         )
         v_outputs = []  # one tensor (w, n, filters) for each block, like v_stack
-        for (
-            previous_row,
-            current_row,
-            inputs,
-            kernel,
-            mean,
-            mean_weight,
-            norm,
-        ) in self.vertical_blocks:
-            previous_row.copy_(current_row)
-            current_row[1:-1] = v_stack
-            mean.lerp_(v_stack.mean(0), 1 / (row + 1))
-            y = F.linear(inputs.flatten(2), *kernel) + F.linear(mean, mean_weight)
-            v_outputs.append(F.glu(torch.layer_norm(y, norm[0].shape, *norm, self.eps)))
+        for block in self.vertical_blocks:
+            block.rows[0] = block.rows[1]
+            block.rows[1, 1:-1] = v_stack
+            block.mean.lerp_(v_stack.mean(0), 1 / (row + 1))
+            y = F.linear(unfold_columns(block.rows, 3).flatten(2), *block.kernel)
+            y = y + F.linear(block.mean, block.mean_weight)
+            v_outputs.append(F.glu(torch.layer_norm(y, y.shape[-1:], *block.norm, self.eps)))
             v_stack = v_stack + v_outputs[-1]
         to_horizontal = torch.stack(v_outputs).flatten(1, 2) @ self.vertical_to_horizontal_weights
         from_above = to_horizontal.unflatten(1, v_stack.shape[:2]) + self.bias
@@ -479,21 +470,3 @@ def unfold_columns(rows: Tensor, width: int) -> Tensor:
     """Inputs of a convolution kernel that spans all rows, at each column: a view of
     (h, columns, n, channels) as (columns - width + 1, n, channels, h, width)."""
     return rows.unfold(1, width, 1).permute(1, 2, 3, 0, 4)
-
-
-class _SlotCache(NamedTuple):
-    """Weights for one slot, and views of the current position's state."""
-
-    input_features: Tensor  # (n, d), input of the first block; d = filters / slots
-    earlier_embeddings: Tensor  # (n, e * slot), of the earlier slots; e = embedding_dim
-    embedding_weights: Tensor  # (e * slot, d)
-    from_context: Tensor  # (blocks, n, 2d), contribution of the rows above and of the left
-    sums: Tensor  # (blocks, n, 2d), from_context plus the contribution of the earlier slots
-    earlier_features: Tensor  # (blocks, n, d * slot)
-    feature_weights: Tensor  # (blocks, d * slot, 2d)
-    layers: Sequence[tuple[Tensor, ...]]  # per block: sums, 4 weights, output features (n, d)
-    output_features: Tensor  # (n, d * (slot + 1)), output of the last block, slots up to this one
-    head: Tensor  # (d * (slot + 1), K)
-    bias: Tensor  # (K,)
-    embedding: Tensor  # (K, e)
-    embedded: Tensor  # (n, e), embedding of this slot's code

@@ -150,11 +150,11 @@ def fit(
     get_batches: Callable[[int, int], Iterator[Any]],
     compute_loss: Callable[[Any], tuple[Tensor, dict[str, Tensor]]],
     evaluate: Callable[[Path, int], tuple[dict[str, float], Tensor | None]],
-    device: torch.device,
-    seed: int,
-    progress: Any,
     initialize: Callable[[], None] = lambda: None,
     kept_state: dict[str, float] | None = None,
+    device: torch.device | str | None = None,
+    seed: int = 0,
+    progress: Any = None,
     lr: float | None = None,
     extend: bool = False,
     save_every: float = 300.0,
@@ -164,16 +164,20 @@ def fit(
     The order of the loop and most names are those of nanoGPT's train.py (Karpathy).
 
     Args:
-        config: identifies the run, see `checkpoints.describe`; "epochs" and "lr" are added. A
-            folder with another config is refused.
+        config: identifies the run, see `checkpoints.describe`; "seed", "model", "epochs" and "lr"
+            are added. A folder with another config is refused.
         schedule: settings of the optimizer.
         get_batches: (epoch, first batch) -> the batches of that epoch from there on. They must
             depend on nothing else, or a resumed run would differ from an uninterrupted one.
-        compute_loss: batch -> loss and further values to log, scalars on the device.
+        compute_loss: batch -> loss and further values to log, scalars on the device. The batch is
+            as `get_batches` yields it, see `to_device`.
         evaluate: (folder, epoch, counted from 1) -> held-out results to log, and images for
             `progress.epoch` or None.
         initialize: called before the first step, but not when a run is resumed.
         kept_state: numbers that `evaluate` needs again in later epochs; saved in the checkpoint.
+        device: None for `pick_device()`.
+        seed: of everything random that uses PyTorch's global generator.
+        progress: None for `Progress()`.
         lr: learning rate instead of the schedule's; a resumed run may use another one.
         extend: allow a run that was started with fewer epochs to be continued.
         save_every: seconds between checkpoints within an epoch.
@@ -190,35 +194,32 @@ def fit(
     if epochs < 1 or steps_per_epoch < 1:
         raise ValueError(f"nothing to train: {epochs} epochs of {steps_per_epoch} batches")
     schedule = schedule if lr is None else replace(schedule, lr=lr)
-    config = {**config, "epochs": epochs, "lr": schedule.lr}
+    config = {"seed": seed, "model": getattr(model, "config", {}), **config}
+    config |= {"epochs": epochs, "lr": schedule.lr}
+    device = pick_device() if device is None else torch.device(device)
     precision = Precision.choose(device)
     model.to(device, memory_format=torch.channels_last)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=schedule.lr)
     scaler = torch.amp.GradScaler(device.type, enabled=precision.dtype == torch.float16)
-    kept_state = {} if kept_state is None else kept_state
+    progress = Progress() if progress is None else progress
     torch.manual_seed(seed)
     with (
         open_run(run, config, lr=lr, extend=extend) as opened,
         open(opened.log_path, "a", buffering=1) as file,
         deferred_signals() as stop_requested,
     ):
-        step, total = 0, epochs * steps_per_epoch
         if opened.state is None:
             initialize()
         ema = None if schedule.ema_decay is None else _copy_of_weights(model)
+        kept_state = {} if kept_state is None else kept_state
+        state = TrainingState(model, optimizer, scaler, ema, kept_state, device)
         log = _Log(file, progress, steps_per_epoch, every=1 if device.type == "cpu" else LOG_EVERY)
         if opened.state is not None:
-            step = _restore(opened.state, model, optimizer, scaler, ema, kept_state, device)
+            state.load(opened.state)
         log.truncate(0 if opened.state is None else opened.state["log_bytes"])
-        saved_at, saved_step = time.monotonic(), step
-
-        def save() -> None:
-            nonlocal saved_at, saved_step
-            log.flush(saved_step, schedule.lr)
-            state = _state(model, optimizer, scaler, ema, kept_state, device)
-            opened.save(state | {"step": step, "log_bytes": opened.log_path.stat().st_size})
-            saved_at, saved_step = time.monotonic(), step
+        step, total = state.step, epochs * steps_per_epoch
+        saved_at = time.monotonic()
 
         progress.start(f"{config['kind']} on {device}, {precision.reason}", total, step)
         for epoch in range(step // steps_per_epoch, epochs):
@@ -244,44 +245,99 @@ def fit(
                 if ema is not None:
                     _update_ema(ema, model, schedule.ema_decay, step)
                 # log
+                epoch_ends = step % steps_per_epoch == 0
                 log.add(step, epoch, loss, extra)
-                if step % log.every == 0 or step % steps_per_epoch == 0:
-                    log.flush(saved_step, schedule.lr)
-                # save; the last step of an epoch is saved below, after its evaluation
+                if epoch_ends or step % log.every == 0:
+                    log.flush(state.step, schedule.lr)
+                # evaluate
+                if epoch_ends:
+                    with _ema_weights(model, ema):
+                        held_out, images = evaluate(opened.folder, epoch + 1)
+                    log.write({"step": step, "epoch": epoch + 1, "held_out": held_out})
+                    progress.epoch(held_out, images)
+                    if images is not None:
+                        path = opened.folder / f"epoch_{epoch + 1:03d}.png"
+                        save_image(images, path, nrow=len(images) // 2)
+                # save
                 stopping = stop_requested()
-                if step % steps_per_epoch:
-                    if stopping or time.monotonic() - saved_at > save_every:
-                        save()
-                    if stopping:
-                        _stop(progress, f"at step {step} of {total}")
-            # evaluate
-            with _ema_weights(model, ema):
-                held_out, images = evaluate(opened.folder, epoch + 1)
-            log.write({"step": step, "epoch": epoch + 1, "held_out": held_out})
-            progress.epoch(held_out, images)
-            if images is not None:
-                path = opened.folder / f"epoch_{epoch + 1:03d}.png"
-                save_image(images, path, nrow=len(images) // 2)
-            save()
-            if stop_requested():
-                _stop(progress, f"after epoch {epoch + 1}")
+                if epoch_ends or stopping or time.monotonic() - saved_at > save_every:
+                    log.flush(state.step, schedule.lr)
+                    state.step = step  # of the last checkpoint
+                    opened.save(state.to_save() | {"log_bytes": opened.log_path.stat().st_size})
+                    saved_at = time.monotonic()
+                if stopping:
+                    progress.close()
+                    print(f"Stopped at step {step} of {total}: the same call goes on from there.")
+                    raise KeyboardInterrupt
     if ema is not None:
         model.load_state_dict(ema)
     progress.close()
     return opened.folder
 
 
+def to_device(batch: Tensor, model: nn.Module) -> Tensor:
+    """Copy a batch to the model's device.
+
+    From pinned memory, a GPU copies it while the processor goes on. Since the kernels of a step are
+    only queued, the processor also prepares the next batch while the GPU computes this one.
+    """
+    device = next(model.parameters()).device
+    batch = batch.pin_memory() if device.type == "cuda" else batch
+    return batch.to(device, non_blocking=True)
+
+
+@dataclass
+class TrainingState:
+    """Everything that the next step depends on, and how it is saved."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    ema: dict[str, Tensor] | None
+    kept_state: dict[str, float]
+    device: torch.device
+    step: int = 0  # steps done at the last checkpoint
+
+    def to_save(self) -> dict[str, Any]:
+        """The content of a checkpoint."""
+        on_gpu = self.device.type == "cuda"
+        return {
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "ema": self.ema,
+            "kept_state": self.kept_state,
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state(self.device) if on_gpu else None,
+        }
+
+    def load(self, saved: dict[str, Any]) -> None:
+        """The inverse of `to_save`, in place."""
+        self.step = saved["step"]
+        for name in ("model", "optimizer", "scaler"):
+            getattr(self, name).load_state_dict(saved[name])
+        for name, average in (self.ema or {}).items():
+            average.copy_(saved["ema"][name])
+        self.kept_state.update(saved["kept_state"])
+        torch.set_rng_state(saved["rng"])
+        if self.device.type == "cuda" and saved["cuda_rng"] is not None:
+            torch.cuda.set_rng_state(saved["cuda_rng"], self.device)
+
+
 LOG_EVERY = 20  # steps between two reads of the logged values on a GPU; each makes it wait
 
 
+@dataclass
 class _Log:
     """The values of the steps since the last flush, which stay on the device, and the log file."""
 
-    def __init__(self, file: TextIO, progress: Any, steps_per_epoch: int, every: int) -> None:
-        self.file, self.progress, self.every = file, progress, every
-        self.steps_per_epoch = steps_per_epoch
-        self.waiting: list[tuple[int, int, list[str], Tensor]] = []
-        self.recent: list[float] = []  # losses of up to 100 batches of this epoch
+    file: TextIO
+    progress: Any
+    steps_per_epoch: int
+    every: int
+    waiting: list[tuple[int, int, list[str], Tensor]] = field(default_factory=list)
+    recent: list[float] = field(default_factory=list)  # losses of up to 100 batches of this epoch
 
     def truncate(self, size: int) -> None:
         """Forget the lines behind a checkpoint: their steps are done again."""
@@ -320,54 +376,6 @@ class _Log:
                 )
                 self.recent = []
         self.waiting = []
-
-
-def _stop(progress: Any, where: str) -> None:
-    progress.close()
-    print(f"Stopped {where}: the same call goes on from there.")
-    raise KeyboardInterrupt
-
-
-def _state(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    ema: dict[str, Tensor] | None,
-    kept_state: dict[str, float],
-    device: torch.device,
-) -> dict[str, Any]:
-    """Everything that the next step depends on."""
-    return {
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "scaler": scaler.state_dict(),
-        "ema": ema,
-        "kept_state": kept_state,
-        "rng": torch.get_rng_state(),
-        "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-    }
-
-
-def _restore(
-    state: dict[str, Any],
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    ema: dict[str, Tensor] | None,
-    kept_state: dict[str, float],
-    device: torch.device,
-) -> int:
-    """The inverse of `_state`, in place; returns the number of steps done."""
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    scaler.load_state_dict(state["scaler"])
-    for name, average in (ema or {}).items():
-        average.copy_(state["ema"][name])
-    kept_state.update(state["kept_state"])
-    torch.set_rng_state(state["rng"])
-    if device.type == "cuda" and state["cuda_rng"] is not None:
-        torch.cuda.set_rng_state(state["cuda_rng"], device)
-    return state["step"]
 
 
 def _copy_of_weights(model: nn.Module) -> dict[str, Tensor]:
@@ -506,7 +514,6 @@ def train_vqvae(
         FloatingPointError: the loss is no longer finite.
         KeyboardInterrupt: training was stopped; a checkpoint has been written.
     """
-    device = torch.device(device) if device is not None else pick_device()
     epochs = recipe.vqvae_epochs if epochs is None else epochs
     split, pixels = recipe.split(data), data.pixels(size, recipe.resize_mode)
     if not len(split.val):
@@ -518,24 +525,19 @@ def train_vqvae(
     def initialize() -> None:
         if recipe.init_images:
             initial = batches(pixels, split.train, recipe.init_images, recipe.augment, seed=seed)
-            vqvae.initialize_from_data(next(initial)[0].to(device))
+            vqvae.initialize_from_data(to_device(next(initial)[0], vqvae))
 
-    def get_batches(epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
-        return batches(
-            pixels, split.train, recipe.batch_size, recipe.augment, seed, epoch, start=start
-        )
+    # The remaining arguments are the epoch and the first batch.
+    get_batches = partial(batches, pixels, split.train, recipe.batch_size, recipe.augment, seed)
 
     def compute_loss(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        out = vqvae(batch[0].to(device, non_blocking=True))
-        return out.loss, {
-            "reconstruction_loss": out.reconstruction_loss,
-            "vq_loss": out.vq_loss,
-            "perplexity": out.perplexity,
-        }
+        out = vqvae(to_device(batch[0], vqvae))
+        logged = ("reconstruction_loss", "vq_loss", "perplexity")
+        return out.loss, {name: getattr(out, name) for name in logged}
 
     def evaluate(folder: Path, epoch: int) -> tuple[dict[str, float], Tensor]:
         metrics = evaluate_vqvae(vqvae, pixels, split.val)
-        with eval_mode(vqvae):
+        with eval_mode(vqvae) as device:
             reconstructions = vqvae(preview_images.to(device)).reconstruction.cpu()
         return metrics.summary(), torch.cat([preview_images, reconstructions])
 
@@ -543,13 +545,7 @@ def train_vqvae(
     folder = fit(
         vqvae,
         run=run,
-        config={
-            "kind": "VQ-VAE",
-            "recipe": recipe.identity(),
-            "seed": seed,
-            "model": vqvae.config,
-            **trained_on,
-        },
+        config={"kind": "VQ-VAE", "recipe": recipe.identity(), **trained_on},
         schedule=recipe.schedule,
         epochs=epochs,
         steps_per_epoch=-(-len(split.train) // recipe.batch_size),
@@ -559,7 +555,7 @@ def train_vqvae(
         evaluate=evaluate,
         device=device,
         seed=seed,
-        progress=progress or Progress(),
+        progress=progress,
         lr=lr,
         extend=extend,
     )
@@ -608,14 +604,14 @@ def train_prior(
         FloatingPointError: the loss is no longer finite.
         KeyboardInterrupt: training was stopped; a checkpoint has been written.
     """
-    device = torch.device(device) if device is not None else pick_device()
     epochs = recipe.prior_epochs if epochs is None else epochs
     train, val = encoded.split.train, encoded.split.val
     if not len(val):
         raise DataError(f"{encoded} has no images in the validation split: encode more images")
     torch.manual_seed(seed)
     predicts_vectors = recipe.prior is PixelRCNN
-    orientations = 1 if encoded.augmented is None else len(encoded.augmented)
+    # The training grids in all orientations, int64 (orientations, n, h, w, slots).
+    grids = encoded.codes[train][None] if encoded.augmented is None else encoded.augmented
     if predicts_vectors:
         channels = encoded.vectors(0).shape[0]
         prior = PixelRCNN(channels, channels, **model_options)
@@ -626,7 +622,7 @@ def train_prior(
             encoded.codes.shape[-1],
             embedding_dim=encoded.codebook.shape[-1],
             num_classes=encoded.num_classes,
-            orientations=orientations,
+            orientations=len(grids),
             **model_options,
         )
         prior.initialize_embeddings(encoded.codebook)
@@ -638,20 +634,20 @@ def train_prior(
         return iter(order.split(recipe.batch_size)[start:])  # positions in `train`
 
     def mse_loss(positions: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        vectors = encoded.vectors(train[positions]).to(device)
+        vectors = to_device(encoded.vectors(train[positions]), prior)
         loss = F.mse_loss(prior(vectors).float(), vectors)
         return loss, {"mse_over_variance": loss / variance}
 
     def cross_entropy(positions: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        codes, labels = encoded.codes[train[positions]], encoded.labels[train[positions]]
         orientation = torch.zeros_like(positions)
-        if encoded.augmented is not None:
-            orientation = torch.randint(orientations, positions.shape)
-            codes = encoded.augmented[orientation, positions]
-        codes = codes.to(device)
-        without_label = torch.rand(len(labels)) < recipe.label_dropout
-        labels = labels.masked_fill(without_label, prior.num_classes).to(device)
-        logits = prior(codes, labels, orientation.to(device)).float().flatten(0, 3)
+        if len(grids) > 1:
+            orientation = torch.randint(len(grids), positions.shape)
+        without_label = torch.rand(len(positions)) < recipe.label_dropout
+        labels = encoded.labels[train[positions]].masked_fill(without_label, prior.num_classes)
+        codes, labels, orientation = (
+            to_device(x, prior) for x in (grids[orientation, positions], labels, orientation)
+        )
+        logits = prior(codes, labels, orientation).float().flatten(0, 3)
         loss = F.cross_entropy(logits, codes.flatten())
         top1 = (logits.argmax(-1) == codes.flatten()).float().mean()
         return loss, {"bits_per_code": loss / math.log(2), "top1": top1}
@@ -665,7 +661,7 @@ def train_prior(
         path = folder / "prior.safetensors"
         now = notes | {"epoch": epoch, "epochs": epochs, "finished": False}
         if predicts_vectors:
-            with eval_mode(prior):
+            with eval_mode(prior) as device:
                 vectors = [encoded.vectors(part).to(device) for part in val.split(64)]
                 errors = [F.mse_loss(prior(x).float(), x, reduction="sum").item() for x in vectors]
             mse = sum(errors) / sum(x.numel() for x in vectors)
@@ -677,19 +673,15 @@ def train_prior(
             save_model(prior, path, **now, val_bits=bits)
         return {"bits_per_code": bits}, None
 
-    augmented = None if encoded.augmented is None else fingerprint(encoded.augmented)
+    trained_on = {
+        "codes": codes,
+        "codebook": prior.trained_on_codebook,
+        "augmented": None if encoded.augmented is None else fingerprint(encoded.augmented),
+    }
     folder = fit(
         prior,
         run=run,
-        config={
-            "kind": "prior",
-            "recipe": recipe.identity(),
-            "codes": codes,
-            "codebook": prior.trained_on_codebook,
-            "augmented": augmented,
-            "seed": seed,
-            "model": prior.config,
-        },
+        config={"kind": "prior", "recipe": recipe.identity(), **trained_on},
         schedule=recipe.schedule,
         epochs=epochs,
         steps_per_epoch=-(-len(train) // recipe.batch_size),
@@ -698,7 +690,7 @@ def train_prior(
         evaluate=evaluate,
         device=device,
         seed=seed,
-        progress=progress or Progress(),
+        progress=progress,
         kept_state=kept_state,
         lr=lr,
         extend=extend,

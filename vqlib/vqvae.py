@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .checkpoints import register_model
-from .quantizer import VectorQuantizer, check_finite, codebook_fingerprint
+from .quantizer import VectorQuantizer, check_codes, check_finite, codebook_fingerprint
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CHANNELS = (3, 32, 64, 128, 256, 256)
@@ -137,25 +137,15 @@ class VQVAE(nn.Module):
         restart_after: int | None = 20,
         network: str = "report",
     ) -> None:
-        super().__init__()
         if network not in NETWORKS:
             raise ValueError(f"network must be one of {', '.join(NETWORKS)}, got {network!r}")
+        if codebooks is None:
+            codebooks = CHANNELS[-1] // embedding_dim
+        # The arguments are saved with the weights, so that `load_model` can build the model.
+        config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        super().__init__()
+        self.config: dict[str, Any] = config
         self.slots = CHANNELS[-1] // embedding_dim
-        codebooks = self.slots if codebooks is None else codebooks
-        # Saved with the weights, so that `load_model` can build the model.
-        self.config: dict[str, Any] = {
-            "num_embeddings": num_embeddings,
-            "embedding_dim": embedding_dim,
-            "commitment_cost": commitment_cost,
-            "normalize": normalize,
-            "final_relu": final_relu,
-            "data_variance": data_variance,
-            "ema_decay": ema_decay,
-            "codebooks": codebooks,
-            "data_init": data_init,
-            "restart_after": restart_after,
-            "network": network,
-        }
         self.encoder = NETWORKS[network].encoder(final_relu)
         self.quantizer = VectorQuantizer(
             num_embeddings,
@@ -286,19 +276,10 @@ class VQVAE(nn.Module):
             ValueError: wrong shape or dtype, a code outside 0..num_embeddings-1, or weights that
                 make the pixels NaN or infinite.
         """
-        if codes.ndim != 4 or codes.shape[-1] != self.slots or codes.dtype != torch.long:
-            raise ValueError(
-                f"codes must be int64 (B, h, w, {self.slots}), got {codes.dtype} "
-                f"{tuple(codes.shape)}"
-            )
-        # Checked here, because on a GPU `quantize` would only trigger a device-side assert.
-        if codes.numel() and not 0 <= codes.min() <= codes.max() < self.config["num_embeddings"]:
-            raise ValueError(
-                f"codes must lie in 0..{self.config['num_embeddings'] - 1}, got "
-                f"{int(codes.min())}..{int(codes.max())}"
-            )
+        # On the CPU, so that a GPU raises the same error.
+        check_codes(codes.cpu(), self.config["num_embeddings"], self.slots)
         with eval_mode(self):
-            raw = self.decoder(self.quantizer.quantize(codes)).float()
+            raw = self.decoder(self.quantizer.look_up(codes)).float()
             check_finite(raw, "the decoder's output")
         return self._to_pixels(raw)
 
@@ -308,15 +289,12 @@ class VQVAE(nn.Module):
         Args:
             check_range: also check the pixel values; on a GPU this waits for the result.
         """
-        if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.float32:
+        is_image_batch = images.ndim == 4 and images.shape[1] == 3 and images.numel()
+        is_divisible = not any(side % DOWNSCALE for side in images.shape[2:])
+        if not is_image_batch or not is_divisible or images.dtype != torch.float32:
             raise ValueError(
-                f"images must be float32 (B, 3, H, W) with pixels in [0, 1], got {images.dtype} "
-                f"{tuple(images.shape)}"
-            )
-        if images.shape[2] % DOWNSCALE or images.shape[3] % DOWNSCALE or not images.numel():
-            raise ValueError(
-                f"there must be at least one image, with a height and width divisible by "
-                f"{DOWNSCALE}, got {tuple(images.shape)}"
+                f"expected at least one image, float32 (B, 3, H, W) with pixels in [0, 1], and H "
+                f"and W divisible by {DOWNSCALE}, got {images.dtype} {tuple(images.shape)}"
             )
         if check_range:
             low, high = (float(value) for value in images.aminmax())  # NaN if any pixel is NaN
