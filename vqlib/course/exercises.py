@@ -7,6 +7,7 @@ notebook. The verbs are those of Kaggle's learntools.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import html
 import importlib
@@ -72,7 +73,8 @@ class Task:
     @property
     def is_repair(self) -> bool:
         """True if `given` is complete but wrong code; otherwise it has a `...` to be replaced."""
-        return "..." not in self.given
+        nodes = ast.walk(ast.parse(self.given))
+        return not any(isinstance(n, ast.Constant) and n.value is Ellipsis for n in nodes)
 
 
 # What sources of tasks may use without an import.
