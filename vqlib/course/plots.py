@@ -38,7 +38,7 @@ __all__ = [
     "plot_log",
     "read_log",
     "receptive_field",
-    "sampling_stages",
+    "sampling_animation",
     "show_source",
     "use_style",
     "voronoi_regions",
@@ -311,38 +311,16 @@ def _codes_as_blocks(codes: Tensor, done: Sequence[int], colours: Tensor) -> np.
     return cells.view(n, h, w, 2, 2, 3).transpose(2, 3).reshape(n, 2 * h, 2 * w, 3).numpy()
 
 
-def sampling_stages(codes: Tensor, done: Sequence[int], images: Tensor, colours: Tensor) -> Figure:
-    """Stages of sampling: the partly sampled grid of codes, and below it the decoded image.
+def sampling_animation(
+    codes: Tensor, done: Sequence[int], images: Tensor, colours: Tensor, ms: int = 150
+) -> bytes:
+    """Stages of sampling as an animation, codes on the left, decoded image on the right.
 
     Args:
         codes: int64 (n, h, w, 4), one grid for each stage. A position is a block of 2 x 2 cells.
         done: number of codes that are sampled at each stage; the others are white.
         images: float (n, 3, H, W) in [0, 1], the decoded grids.
         colours: float (4, K, 3), see `code_colours`.
-    """
-    n, blocks = len(codes), _codes_as_blocks(codes, done, colours)
-    figure, axes = plt.subplots(2, n, figsize=(WIDTH, 2 * WIDTH / n + 0.6), squeeze=False)
-    for i in range(n):
-        axes[0, i].imshow(blocks[i])
-        axes[1, i].imshow(to_image_array(images[i]), interpolation="antialiased")
-        axes[0, i].set_title(f"{done[i]} codes", fontsize=9)
-    for axis in axes.flat:
-        axis.set(xticks=[], yticks=[])
-        axis.grid(False)
-        axis.spines[:].set_visible(True)
-    axes[0, 0].set_ylabel("codes", fontsize=9)
-    axes[1, 0].set_ylabel("decoded", fontsize=9)
-    figure.suptitle("Sampling an image in raster order")
-    return figure
-
-
-def sampling_animation(
-    codes: Tensor, done: Sequence[int], images: Tensor, colours: Tensor, ms: int = 150
-) -> bytes:
-    """The same stages as an animation, codes on the left, decoded image on the right.
-
-    Args:
-        codes, done, images, colours: see `sampling_stages`.
         ms: milliseconds per stage; the last one is shown 20 times as long.
 
     Returns:
