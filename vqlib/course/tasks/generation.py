@@ -179,31 +179,32 @@ def sample_grid(answer):
             "All 100 grids are equal, although the first code has a uniform distribution. Taking "
             "the most probable code is not sampling."
         )
-    first = int(codes[0].flatten()[0])
     index = torch.arange(math.prod(shape)).view(shape)
-    one_pass = torch.ones(shape, dtype=torch.long)
-    one_pass[0, 0, 0] = first
-    mistakes = {
-        "all codes come from one pass, so none depends on another. After a code is sampled, the "
-        "prior has to be run again with this code in its input": one_pass,
-        "the slots are in the outermost loop. The four slots of a position come directly after one "
-        "another, before the next position": _follow_rule(
-            first, shape, k, index.permute(2, 0, 1).flatten()
-        ),
-        "the columns are in the outer loop. Raster order goes through one row after the other"
-        "": _follow_rule(first, shape, k, index.transpose(0, 1).flatten()),
-    }
-    right = _follow_rule(first, shape, k, index.flatten())
-    for mistake, expected in mistakes.items():
-        if torch.equal(codes[0], expected):
-            raise Wrong(f"It looks as if {mistake}.")
-    expect(
-        codes[0],
-        right,
-        "a test prior under which each code is the one before it plus 1 (modulo 7), in raster "
-        "order, slots innermost",
-        "Is each code sampled from its own logits, given all earlier codes?",
-    )
+    for grid in codes:
+        first = int(grid.flatten()[0])
+        right = _follow_rule(first, shape, k, index.flatten())
+        one_pass = torch.ones(shape, dtype=torch.long)
+        one_pass[0, 0, 0] = first
+        mistakes = {
+            "all codes come from one pass, so none depends on another. After a code is sampled, "
+            "the prior has to be run again with this code in its input": one_pass,
+            "the slots are in the outermost loop. The four slots of a position come directly "
+            "after one another, before the next position": _follow_rule(
+                first, shape, k, index.permute(2, 0, 1).flatten()
+            ),
+            "the columns are in the outer loop. Raster order goes through one row after the "
+            "other": _follow_rule(first, shape, k, index.transpose(0, 1).flatten()),
+        }
+        for mistake, expected in mistakes.items():
+            if torch.equal(grid, expected) and not torch.equal(grid, right):
+                raise Wrong(f"It looks as if {mistake}.")
+        expect(
+            grid,
+            right,
+            "a test prior under which each code is the one before it plus 1 (modulo 7), in raster "
+            "order, slots innermost",
+            "Is each code sampled from its own logits, given all earlier codes?",
+        )
     prior = ToyPrior((2, 1, 2), 3, is_rule=False)
     _check_frequencies(answer(prior, 20_000, 2, 1, 2), prior)
 
@@ -284,13 +285,13 @@ def conv_step(answer):
     "05",
     given='''
     def tempered(logits, temperature):
-        """Probabilities at this temperature: logits (..., K) -> (..., K)."""
+        """Probabilities at this temperature: logits (n, K) -> (n, K)."""
         p = logits.softmax(-1) / temperature
         return p / p.sum(-1, keepdim=True)
     ''',
     solution='''
     def tempered(logits, temperature):
-        """Probabilities at this temperature: logits (..., K) -> (..., K)."""
+        """Probabilities at this temperature: logits (n, K) -> (n, K)."""
         return (logits / temperature).softmax(-1)
     ''',
     hints=(
@@ -301,7 +302,7 @@ def conv_step(answer):
     hides=("vqlib.sampling.filter_logits",),
 )
 def tempered(answer):
-    logits = 2 * torch.randn(2, 3, int(torch.randint(4, 9, (1,))))
+    logits = 2 * torch.randn(3, int(torch.randint(4, 9, (1,))))
     for temperature in (0.5, 2.0):
         p, expected = answer(logits, temperature), (logits / temperature).softmax(-1)
         case = f"logits {tuple(logits.shape)} at temperature {temperature}"
@@ -395,12 +396,12 @@ def nucleus(answer):
     "05",
     given='''
     def guided_logits(conditional, unconditional, guidance):
-        """Classifier-free guidance: two tensors of logits (..., K) -> (..., K)."""
+        """Classifier-free guidance: two tensors of logits (n, K) -> (n, K)."""
         return conditional + (1 + guidance) * (unconditional - conditional)
     ''',
     solution='''
     def guided_logits(conditional, unconditional, guidance):
-        """Classifier-free guidance: two tensors of logits (..., K) -> (..., K)."""
+        """Classifier-free guidance: two tensors of logits (n, K) -> (n, K)."""
         return unconditional + (1 + guidance) * (conditional - unconditional)
     ''',
     hints=(
