@@ -37,7 +37,9 @@ def main() -> None:
     is_sampled = torch.arange(samples[0].numel()) < torch.tensor(stages)[:, None]
     partial_codes = (samples[1].flatten() * is_sampled).view(-1, *samples[1].shape)
     images = vqvae.decode(partial_codes)
-    animation = plots.sampling_animation(partial_codes, stages, images, prior.num_embeddings)
+    some = encoded.codes[encoded.split.train[::64]]
+    colours = plots.code_colours(some, vqvae.decode(some), prior.num_embeddings)
+    animation = plots.sampling_animation(partial_codes, stages, images, colours)
     (RESULTS / "sampling.webp").write_bytes(animation)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from matplotlib import colormaps
+import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
@@ -269,60 +269,59 @@ def voronoi_regions(
     axis.grid(False)
 
 
-def _codes_as_blocks(codes: Tensor, done: Sequence[int]) -> Tensor:
-    """Grids (n, h, w, 4) as images (n, 2h, 2w) of code indices: each position is a block of 2 x 2
-    cells; NaN for the codes that are not sampled yet, all after the first `done`."""
-    n, h, w, _ = codes.shape
-    order = torch.arange(codes[0].numel()).view(1, h, w, 4)
-    values = codes.float().masked_fill(order >= torch.tensor(done).view(n, 1, 1, 1), torch.nan)
-    return values.view(n, h, w, 2, 2).transpose(2, 3).reshape(n, 2 * h, 2 * w)
+def code_colours(codes: Tensor, images: Tensor, num_embeddings: int = 512) -> Tensor:
+    """A colour for each code: the mean colour of the positions at which it occurs.
+
+    Args:
+        codes: int64 (n, h, w, slots).
+        images: float (n, 3, H, W) in [0, 1], the decoded grids.
+
+    Returns:
+        float (slots, num_embeddings, 3) in [0, 1]; gray for codes that do not occur.
+    """
+    h, w, slots = codes.shape[1:]
+    means = F.adaptive_avg_pool2d(images.detach().cpu(), (h, w)).permute(0, 2, 3, 1).flatten(0, 2)
+    sums = torch.zeros(slots, num_embeddings, 3)
+    counts = torch.zeros(slots, num_embeddings, 1)
+    for slot in range(slots):
+        index = codes[..., slot].flatten()
+        sums[slot].index_add_(0, index, means)
+        counts[slot].index_add_(0, index, torch.ones(len(index), 1))
+    return torch.where(counts > 0, sums / counts.clamp_min(1), 0.5)
 
 
-def sampling_stages(
-    codes: Tensor, done: Sequence[int], images: Tensor, num_embeddings: int = 512
-) -> Figure:
-    """Stages of sampling: the partly sampled grid of codes, and below it the decoded image.
+def _codes_as_blocks(codes: Tensor, done: Sequence[int], colours: Tensor) -> np.ndarray:
+    """Grids (n, h, w, 4) as images (n, 2h, 2w, 3): each position is a block of 2 x 2 cells; white
+    from code number `done` on."""
+    n, h, w, slots = codes.shape
+    order = torch.arange(codes[0].numel()).view(1, h, w, slots)
+    cells = colours[torch.arange(slots), codes]
+    cells[order >= torch.tensor(done).view(n, 1, 1, 1)] = 1.0
+    return cells.view(n, h, w, 2, 2, 3).transpose(2, 3).reshape(n, 2 * h, 2 * w, 3).numpy()
+
+
+def sampling_animation(
+    codes: Tensor, done: Sequence[int], images: Tensor, colours: Tensor, ms: int = 150
+) -> bytes:
+    """Stages of sampling as an animation, codes on the left, decoded image on the right.
 
     Args:
         codes: int64 (n, h, w, 4), one grid for each stage. A position is a block of 2 x 2 cells.
         done: number of codes that are sampled at each stage; the others are white.
         images: float (n, 3, H, W) in [0, 1], the decoded grids.
-    """
-    n, blocks = len(codes), _codes_as_blocks(codes, done)
-    figure, axes = plt.subplots(2, n, figsize=(WIDTH, 2 * WIDTH / n + 0.6), squeeze=False)
-    options = {"cmap": "nipy_spectral", "vmin": 0, "vmax": num_embeddings}
-    for i in range(n):
-        _show(axes[0, i], blocks[i], f"{done[i]} codes", **options)
-        _show(axes[1, i], to_image_array(images[i]), interpolation="antialiased")
-    for axis in axes.flat:
-        axis.spines[:].set_visible(True)
-    axes[0, 0].set_ylabel("codes", fontsize=9)
-    axes[1, 0].set_ylabel("decoded", fontsize=9)
-    figure.suptitle("Sampling an image in raster order")
-    return figure
-
-
-def sampling_animation(
-    codes: Tensor, done: Sequence[int], images: Tensor, num_embeddings: int = 512, ms: int = 150
-) -> bytes:
-    """The same stages as an animation, codes on the left, decoded image on the right.
-
-    Args:
-        codes, done, images: see `sampling_stages`.
+        colours: float (4, K, 3), see `code_colours`.
         ms: milliseconds per stage; the last one is shown 20 times as long.
 
     Returns:
         An animated WebP file.
     """
     height = images.shape[-2]
-    blocks = _codes_as_blocks(codes, done).numpy()
-    code_colours = colormaps["nipy_spectral"](blocks / num_embeddings)
-    code_colours[np.isnan(blocks)] = 1.0  # not sampled yet: white
-    code_colours = code_colours[..., :3].repeat(height // code_colours.shape[1], 1)
-    code_colours = code_colours.repeat(code_colours.shape[1] // code_colours.shape[2], 2)
+    blocks = _codes_as_blocks(codes, done, colours)
+    blocks = blocks.repeat(height // blocks.shape[1], 1)
+    blocks = blocks.repeat(blocks.shape[1] // blocks.shape[2], 2)
     gap = np.ones((len(codes), height, 16, 3))
     decoded = images.detach().cpu().movedim(1, -1).numpy()
-    frames = (255 * np.concatenate([code_colours, gap, decoded], 2)).round().astype(np.uint8)
+    frames = (255 * np.concatenate([blocks, gap, decoded], 2)).round().astype(np.uint8)
     first, *others = map(Image.fromarray, frames)
     file = io.BytesIO()
     durations = [ms] * len(others) + [20 * ms]
