@@ -136,7 +136,7 @@ WRONG = {
         (block("return v_out, h_stack", "return v_stack + v_out, h_stack"), "no residual"),
         (block("h_stack + h_out", "h_out"), "residual connection of the horizontal"),
         (block("+ self.vertical_to_horizontal(v_features)", ""), "rows above"),
-        (block("self.horizontal(left)", "self.horizontal(h_stack)"), "`left`"),
+        (block("self.left(h_stack)", "self.horizontal(h_stack)"), "position itself"),
         (block(" + conditional_bias", ""), "class"),
         (block("a.tanh()", "a"), "gated linear unit"),
         (block("a.tanh() * b.sigmoid()", "b.tanh() * a.sigmoid()"), "exchanged"),

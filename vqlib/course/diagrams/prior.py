@@ -115,7 +115,7 @@ def vertical_field(
     """
     x = torch.zeros(1, 1, 8, 8, requires_grad=True)
     layer(x, torch.ones(1, 1, 3, 7))[0, 0, row, column].backward()
-    figure, axes = plt.subplots(figsize=(WIDTH / 2, WIDTH / 2))
+    figure, axes = plt.subplots(figsize=(WIDTH, WIDTH / 2))
     title = f"Input of the prediction at row {row}, column {column}"
     receptive_field(axes, x.grad[0, 0] != 0, row, column, title)
     _legend(figure, leaks=True)
@@ -173,8 +173,7 @@ def gated_block() -> Axes:
     arrow(axes, (10.3, 4.0), (10.8, 4.6), "p")
     arrow(axes, (10.1, 6.5), (10.1, 7.0))
     arrow(axes, (11.7, 7.3), (12.6, 7.3))
-    axes.plot([11.4, 13.5, 13.5], [0.7, 0.7, 1.85], color="#444444", lw=1.4, ls=":")
-    axes.plot([13.5, 13.5, 13.1], [2.75, 6.5, 6.98], color="#444444", lw=1.4, ls=":")
+    axes.plot([11.4, 13.5, 13.5, 13.2], [0.7, 0.7, 6.5, 6.95], color="#444444", lw=1.4)
     axes.text(13.65, 5.2, "residual\nconnection", fontsize=9, color="#444444")
     arrow(axes, (2.5, 6.5), (2.5, 7.7))
     arrow(axes, (13.1, 7.6), (13.1, 8.2))

@@ -1,4 +1,4 @@
-"""Tasks of notebook 04: the loss, teacher forcing, masks, two stacks and label dropout of a prior."""
+"""Tasks of notebook 04: loss, teacher forcing, masks, two stacks and label dropout of a prior."""
 
 from __future__ import annotations
 
@@ -373,7 +373,7 @@ def vertical_layer(answer):
             self.slots = slots
             self.vertical = nn.Conv2d(p, 2 * p, (2, 3), padding=(0, 1))
             self.vertical_to_horizontal = nn.Conv2d(2 * p, 2 * p, 1)
-            self.horizontal = nn.Conv2d(p, 2 * p, 1)  # of the left neighbour
+            self.horizontal = nn.Conv2d(p, 2 * p, 1)
             self.center = vqlib.MaskedConv2d("B", p, 2 * p, 1, slots=slots)
             self.horizontal_out = nn.Conv2d(p, p, 1, groups=slots)
 
@@ -382,10 +382,16 @@ def vertical_layer(answer):
             a, b = features.unflatten(1, (self.slots, -1)).chunk(2, dim=2)
             return a.flatten(1, 2), b.flatten(1, 2)
 
+        def above(self, v_stack):
+            """Vertical features (B, 2p, H, W), from the rows r - 1 and r of v_stack."""
+            return self.vertical(F.pad(v_stack, (0, 0, 1, 0)))
+
+        def left(self, h_stack):
+            """Horizontal features (B, 2p, H, W), from the left neighbour of each position."""
+            return self.horizontal(F.pad(h_stack, (1, 0))[..., :-1])
+
         def forward(self, v_stack, h_stack, conditional_bias):
             """New v_stack and h_stack, float (B, p, H, W); conditional_bias is (B, 2p, 1, 1)."""
-            v_features = self.vertical(F.pad(v_stack, (0, 0, 1, 0)))  # rows r - 1 and r
-            left = F.pad(h_stack, (1, 0))[..., :-1]  # at column c: h_stack at column c - 1
             ...
     ''',
     solution='''
@@ -397,7 +403,7 @@ def vertical_layer(answer):
             self.slots = slots
             self.vertical = nn.Conv2d(p, 2 * p, (2, 3), padding=(0, 1))
             self.vertical_to_horizontal = nn.Conv2d(2 * p, 2 * p, 1)
-            self.horizontal = nn.Conv2d(p, 2 * p, 1)  # of the left neighbour
+            self.horizontal = nn.Conv2d(p, 2 * p, 1)
             self.center = vqlib.MaskedConv2d("B", p, 2 * p, 1, slots=slots)
             self.horizontal_out = nn.Conv2d(p, p, 1, groups=slots)
 
@@ -406,11 +412,18 @@ def vertical_layer(answer):
             a, b = features.unflatten(1, (self.slots, -1)).chunk(2, dim=2)
             return a.flatten(1, 2), b.flatten(1, 2)
 
+        def above(self, v_stack):
+            """Vertical features (B, 2p, H, W), from the rows r - 1 and r of v_stack."""
+            return self.vertical(F.pad(v_stack, (0, 0, 1, 0)))
+
+        def left(self, h_stack):
+            """Horizontal features (B, 2p, H, W), from the left neighbour of each position."""
+            return self.horizontal(F.pad(h_stack, (1, 0))[..., :-1])
+
         def forward(self, v_stack, h_stack, conditional_bias):
             """New v_stack and h_stack, float (B, p, H, W); conditional_bias is (B, 2p, 1, 1)."""
-            v_features = self.vertical(F.pad(v_stack, (0, 0, 1, 0)))  # rows r - 1 and r
-            left = F.pad(h_stack, (1, 0))[..., :-1]  # at column c: h_stack at column c - 1
-            h_features = self.horizontal(left) + self.center(h_stack) + conditional_bias
+            v_features = self.above(v_stack)
+            h_features = self.left(h_stack) + self.center(h_stack) + conditional_bias
             h_features = h_features + self.vertical_to_horizontal(v_features)
             a, b = self.halves(v_features)
             v_out = a.tanh() * b.sigmoid()
@@ -422,7 +435,7 @@ def vertical_layer(answer):
         "Follow the arrows of the diagram. Four terms meet in the sum of the horizontal stack, and "
         "each has 2p channels.",
         "The gate is a.tanh() * b.sigmoid() with a, b = self.halves(features), once in each stack.",
-        "vertical_to_horizontal reads v_features, with 2p channels, before the gate. Only the "
+        "vertical_to_horizontal reads self.above(v_stack), 2p channels before the gate. Only the "
         "horizontal stack has horizontal_out and a residual connection.",
     ),
     hides=("vqlib.pixelcnn.GatedBlock",),
@@ -459,7 +472,10 @@ def TwoStackBlock(answer):
             ("The conditional bias is missing: the class is not used.", {"bias": 0.0}),
             ("The left neighbour is missing from the sum.", {"left": 0.0}),
             ("The center layer is missing from the sum.", {"center": 0.0}),
-            ("self.horizontal must read `left`, not h_stack.", {"shift": False}),
+            (
+                "The left neighbour is needed, not the position itself: self.left(h_stack).",
+                {"shift": False},
+            ),
             ("horizontal_out is missing in the horizontal stack.", {"out": False}),
         ):
             if torch.allclose(h_got, reference(*arguments, **options)[1], rtol=1e-4, atol=1e-5):
