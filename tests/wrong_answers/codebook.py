@@ -13,8 +13,7 @@ WRONG = {
             "cannot hold a code of 9 bits",
         ),
         (
-            "def pack_bits(codes, bits):\n"
-            "    return codes.numpy().astype('>u2').view(np.uint8)",
+            "def pack_bits(codes, bits):\n    return codes.numpy().astype('>u2').view(np.uint8)",
             "starts a new byte",
         ),
         (
@@ -197,8 +196,7 @@ WRONG = {
     ],
     "to_vectors": [
         (
-            "def to_vectors(z, embedding_dim):\n"
-            "    return z.contiguous().view(-1, embedding_dim)",
+            "def to_vectors(z, embedding_dim):\n    return z.contiguous().view(-1, embedding_dim)",
             "several positions of one channel",
         ),
         (

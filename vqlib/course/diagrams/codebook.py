@@ -19,15 +19,15 @@ def _cell(axes: Axes, x: float, y: float, side: float, colour: str, text: str = 
 def order_of_codes() -> None:
     """Positions in raster order, and the four slots of one position."""
     axes = canvas(16, 7.4, "Codes of one image, (8, 8, 4): row, column, slot")
-    side, row, column = 0.75, 1, 2
+    side, row, column = 0.75, 3, 7
     for r in range(8):
         for c in range(8):
             here = (r, c) == (row, column)
-            text = str(4 * (8 * r + c)) if r < 2 or r == 7 else ""
+            text = str(4 * (8 * r + c))
             colour = COLOURS["layer" if here else "note"]
             _cell(axes, 0.6 + side * c, 6.3 - side * (r + 1), side, colour, text)
     axes.text(3.6, 6.45, "8 x 8 positions of 32 x 32 pixels", ha="center", va="bottom", fontsize=9)
-    caption = "number: first of the position's four codes"
+    caption = "number: place of the first of the position's four codes"
     axes.text(3.6, 0.15, caption, ha="center", va="top", fontsize=8, color="#444444")
     x, y = 0.6 + side * (column + 1), 6.3 - side * (row + 0.5)
     arrow(axes, (x, y), (7.9, y), "")
@@ -38,7 +38,7 @@ def order_of_codes() -> None:
         box(axes, 8.0, low, 1.8, 1.3, f"{64 * slot}-{64 * slot + 63}", "layer")
         arrow(axes, (9.8, low + 0.65), (12.9, low + 0.65), f"nearest of 512 (codebook {slot})")
         number = 4 * (8 * row + column) + slot
-        box(axes, 13.0, low, 2.4, 1.3, f"slot {slot}\ncode number {number}", "codes", 8)
+        box(axes, 13.0, low, 2.4, 1.3, f"code of slot {slot}\nplace {number} of 0-255", "codes", 8)
 
 
 def restart() -> None:
@@ -65,6 +65,7 @@ def restart() -> None:
         (0.8, "vectors of the batch", "#8c8c8c", "."),
         (4.6, "codes in use", "#238b45", "o"),
         (7.4, "dead: nearest to no vector for 20 batches", "#cb181d", "X"),
+        (13.2, "restarted", "#cb181d", "o"),
     ):
         axes.plot(x, 0.1, marker, color=colour, ms=8, clip_on=False)
         axes.text(x + 0.3, 0.1, text, va="center", fontsize=8, color="#111111")
@@ -102,6 +103,12 @@ def missing_permute() -> None:
                     Rectangle((10.6 + 0.9 * i, y - 0.25), 0.9, 0.5, fc=FOUR[vector], ec="#444444")
                 )
                 axes.text(
-                    11.05 + 0.9 * i, y, str(number), ha="center", va="center", fontsize=8, color="#111"
+                    11.05 + 0.9 * i,
+                    y,
+                    str(number),
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color="#111",
                 )
             axes.text(14.4, y, f"vector {vector}", va="center", fontsize=8, color="#111111")

@@ -347,8 +347,8 @@ def _look_at_restarted(new, again, state, vectors, is_dead) -> None:
         raise Wrong("The counter of a restarted code is not 0, so it restarts in the next batch.")
     if (sizes <= 0).any() or not torch.allclose(sums / sizes[:, None], codebook, rtol=1e-3):
         raise Wrong(
-            "In the next EMA step a codebook vector becomes sums / sizes. For a restarted code this "
-            "is not the new vector, so the code jumps away from where it was placed."
+            "In the next EMA step a codebook vector becomes sums / sizes. For a restarted code "
+            "this is not the new vector, so the code jumps away from where it was placed."
         )
 
 
