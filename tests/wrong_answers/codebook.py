@@ -117,6 +117,12 @@ WRONG = {
         ),
     ],
     "restart_dead_codes": [
+        (
+            "from vqlib.course.tasks.codebook import reference_restart\n"
+            "def restart_dead_codes(*arguments, limit=20):\n"
+            "    return reference_restart(*arguments, limit=limit)",
+            "calls vqlib.course.tasks.codebook.reference_restart",
+        ),
         (  # only the codebook is replaced
             "def restart_dead_codes(codebook, sums, sizes, unused, vectors, limit=20):\n"
             "    dead = unused >= limit\n"

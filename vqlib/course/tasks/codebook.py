@@ -226,6 +226,7 @@ def reference_mutual_information(a: Tensor, b: Tensor) -> float:
         "different numbers.",
         "`torch.bincount` counts; `torch.special.entr` gives -p ln p. Divide by ln 2 for bits.",
     ),
+    hides=("vqlib.course.tasks.codebook.reference_mutual_information",),
 )
 def mutual_information(answer):
     a = torch.randint(9, (400,))
@@ -305,7 +306,10 @@ def reference_restart(codebook, sums, sizes, unused, vectors, limit=20):
         "`vectors[torch.randint(len(vectors), (K,))]` are K random vectors of the batch. And the "
         "counter of unused batches starts again.",
     ),
-    hides=("vqlib.quantizer.VectorQuantizer",),
+    hides=(
+        "vqlib.quantizer.VectorQuantizer",
+        "vqlib.course.tasks.codebook.reference_restart",
+    ),
 )
 def restart_dead_codes(answer):
     k, d, n = 16, 3, 50
@@ -434,7 +438,7 @@ def _text(vector: Tensor) -> str:
         "is last in z, and which must be last so that 64 consecutive numbers are 64 channels?",
         "Move the channels to the end first: (B, C, H, W) -> (B, H, W, C).",
     ),
-    hides=("vqlib.quantizer.VectorQuantizer._flatten",),
+    hides=("vqlib.quantizer.VectorQuantizer",),
 )
 def to_vectors(answer):
     for batch, slots, d, height, width in ((1, 2, 3, 2, 4), (3, 4, 5, 3, 2)):
