@@ -188,12 +188,14 @@ WRONG = {
         ),
         (
             "def vq_losses(z, quantized):\n"
-            "    return ((quantized - z.detach()) ** 2).sum(), ((z - quantized.detach()) ** 2).sum()",
+            "    first = F.mse_loss(quantized, z.detach(), reduction='sum')\n"
+            "    return first, F.mse_loss(z, quantized.detach(), reduction='sum')",
             "sum over all elements",
         ),
         (
             "def vq_losses(z, quantized):\n"
-            "    return F.mse_loss(quantized, z.detach()), 0.25 * F.mse_loss(z, quantized.detach())",
+            "    first = F.mse_loss(quantized, z.detach())\n"
+            "    return first, 0.25 * F.mse_loss(z, quantized.detach())",
             "already weighted",
         ),
         (

@@ -68,7 +68,7 @@ def squared_distances(answer):
     with _LargestTensor() as largest:
         actual = answer(features, codebook)
     if _equals(actual, expected.sqrt()):
-        raise Wrong("These are the distances; the squared distances were asked for: no square root.")
+        raise Wrong("These are distances; squared distances were asked for: no square root.")
     if _equals(actual, expected / d):
         raise Wrong("These are means over the D dimensions; a squared distance is their sum.")
     idea = "Expand the square and look at the sign and the factor of the mixed term."
@@ -121,7 +121,7 @@ def nearest_code(answer):
             "nearest codebook vector of each feature: over which dimension is the argmin?"
         )
     if isinstance(actual, Tensor) and actual.shape == (n // chunk * chunk,):
-        raise Wrong(f"{n % chunk} codes are missing: the last chunk may be smaller than the others.")
+        raise Wrong(f"{n % chunk} codes are missing: the last chunk may be smaller.")
     expect(
         actual,
         distances.argmin(1),
@@ -161,7 +161,7 @@ def nearest_code(answer):
     hints=(
         "The numbers of one position are far apart in memory: the channels come before H and W.",
         "z.permute(0, 2, 3, 1) has the channels last; a reshape then splits them into slots.",
-        "After reshape(B * H * W, slots, C / slots) one more permute brings the slots to the front.",
+        "After reshape(B * H * W, slots, C / slots) one more permute puts the slots in front.",
     ),
     hides=("vqlib.quantizer.VectorQuantizer._flatten",),
 )
@@ -197,13 +197,13 @@ def to_slots(answer):
     "02",
     given='''
     def from_slots(vectors, shape):
-        """The inverse of to_slots: (slots, B * H * W, D) -> shape, which is (B, slots * D, H, W)."""
+        """The inverse of to_slots: (slots, B * H * W, D) -> shape = (B, slots * D, H, W)."""
         rows = vectors.transpose(0, 1)  # (B * H * W, slots, D)
         return rows.reshape(shape)
     ''',
     solution='''
     def from_slots(vectors, shape):
-        """The inverse of to_slots: (slots, B * H * W, D) -> shape, which is (B, slots * D, H, W)."""
+        """The inverse of to_slots: (slots, B * H * W, D) -> shape = (B, slots * D, H, W)."""
         batch, channels, height, width = shape
         rows = vectors.transpose(0, 1)  # (B * H * W, slots, D)
         return rows.reshape(batch, height, width, channels).permute(0, 3, 1, 2)
@@ -366,7 +366,7 @@ def vq_losses(answer):
         return codebook, ema_sum, cluster_size
     ''',
     hints=(
-        "First, of this batch: n_k, how many vectors chose each code, and the sum of these vectors.",
+        "First, for this batch: n_k, how many vectors chose each code, and the sum of them.",
         "torch.bincount(codes, minlength=K) counts; torch.zeros(K, D).index_add(0, codes, vectors) "
         "sums.",
         "Both averages have the form decay * old + (1 - decay) * new; the codebook is their "
@@ -439,7 +439,7 @@ def ema_update(answer):
     ''',
     hints=(
         "A loop over the five rows of the table; each appends a convolution to `layers`.",
-        "nn.Conv2d(c_in, c_out, 4, stride=2, padding=?): (H + 2 padding - 4) / 2 + 1 must be H / 2.",
+        "nn.Conv2d(c_in, c_out, 4, stride=2, padding=p): (H + 2p - 4) / 2 + 1 must be H / 2.",
         "BatchNorm2d and ReLU follow the first four convolutions only.",
     ),
     hides=("vqlib.vqvae.Encoder", "vqlib.vqvae.VQVAE"),
@@ -546,11 +546,11 @@ def vqvae_step(answer):
         actual = answer(model, optimizers[0], images)
         if number == 1 and torch.equal(model.layer.weight, start):
             raise Wrong(
-                "A step does not change the weights. The gradients must be those of this batch when "
-                "optimizer.step() is called: look at the order of the calls."
+                "A step does not change the weights. The gradients must be those of this batch "
+                "when optimizer.step() is called: look at the order of the calls."
             )
         if number == 1 and not isinstance(actual, float):
-            raise Wrong(f"The loss should be a number, not {type(actual).__name__}: use loss.item().")
+            raise Wrong(f"The loss should be a number, not a {type(actual).__name__}: loss.item().")
         if number == 1:
             case, idea = "the loss of the first step", "It is model(images).loss."
             expect(actual, loss, case, idea)
@@ -568,6 +568,6 @@ def vqvae_step(answer):
     if model.updates != len(batches):
         raise Wrong(
             "The weights are right, but the step was done in eval() mode, because the model came "
-            "from an evaluation. The quantizer and BatchNorm then learn nothing: the codebook stays "
-            "as it is, without an error message."
+            "from an evaluation. The quantizer and BatchNorm then learn nothing: the codebook "
+            "stays as it is, without an error message."
         )
