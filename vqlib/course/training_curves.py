@@ -109,11 +109,10 @@ class LiveTraining:
         every: float = 2.0,
         with_images: bool = True,  # False for a prior, which has no images
         lower_bound: float | None = None,  # of the value, shown as a line
-        floor: float | None = None,  # former name of lower_bound, in use by notebook 02
     ) -> None:
         self.key, self.label, self.every = key, label or key.replace("_", " "), every
         self.with_images = with_images
-        self.lower_bound = floor if lower_bound is None else lower_bound
+        self.lower_bound = lower_bound
 
     def start(self, title: str, total: int, done: int) -> None:
         from IPython.display import display

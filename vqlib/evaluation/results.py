@@ -254,6 +254,3 @@ def results_table(result: Mapping[str, Any]) -> str:
     if "samples" in result:
         lines.append("\n" + samples_table(result["samples"]))
     return "\n".join(lines)
-
-
-as_text = results_table  # former name, in use by notebook 02
