@@ -12,6 +12,12 @@ lines, and sampling integrates dx/dt = v(x, t, decoded) from t = 0 (noise) to t 
 
     x_t = (1 - t) * noise + t * r        loss = E |v(x_t, t, decoded) - (r - noise)|^2
 
+Here r and x are the principal components of patches of 4x4 pixels of the residual, each scaled to
+variance 1. In pixels, fine detail and colour have much less energy than coarse brightness; white
+noise would bury them, and a little noise that is left over would be visible. White noise in these
+components has the covariance of residuals, so that an untrained network already adds noise of the
+right strength in each component.
+
 The network reads a neighbourhood of each pixel only, so it is trained on crops and applied to
 images of any size.
 
@@ -36,6 +42,8 @@ from ..training import Precision
 from ..vqvae import eval_mode
 
 PATCH = 4  # pixels of a side that one position of the network's first level represents
+COMPONENTS = 3 * PATCH**2
+LEAST_STD = 1 / 255
 TIME_FREQUENCIES = 32
 
 
@@ -76,9 +84,9 @@ class ChannelNorm(nn.LayerNorm):
 class RealisticDecoder(nn.Module):
     """Conditional flow from noise to residuals.
 
+    Call `initialize_from_residuals` before training.
+
     Args:
-        residual_std: standard deviation of photograph - decoded image over the training images,
-            pixels in [0, 1]. The flow's residuals are divided by it.
         channels: channels of the two levels, whose positions are patches of 4x4 and 8x8 pixels.
         blocks: residual blocks before, on and after the lower level.
         time_channels: dimension of the embedding of t.
@@ -86,53 +94,81 @@ class RealisticDecoder(nn.Module):
 
     def __init__(
         self,
-        residual_std: float,
         channels: tuple[int, int] = (80, 112),
         blocks: tuple[int, int, int] = (3, 3, 3),
         time_channels: int = 96,
     ) -> None:
         super().__init__()
         self.config: dict[str, Any] = {
-            "residual_std": residual_std,
             "channels": list(channels),
             "blocks": list(blocks),
             "time_channels": time_channels,
         }
-        self.residual_std = residual_std
         upper, lower = channels
-        pixels = 3 * PATCH**2
 
         def make_blocks(level_channels: int, count: int) -> nn.ModuleList:
             return nn.ModuleList(TimedBlock(level_channels, time_channels) for _ in range(count))
 
+        self.register_buffer("basis", torch.eye(COMPONENTS))  # rows: orthonormal directions
+        self.register_buffer("component_std", torch.ones(COMPONENTS))
         self.time_embedding = nn.Sequential(
             nn.Linear(2 * TIME_FREQUENCIES, time_channels),
             nn.SiLU(),
             nn.Linear(time_channels, time_channels),
             nn.SiLU(),
         )
-        self.first = nn.Conv2d(2 * pixels, upper, kernel_size=3, padding=1)
+        self.first = nn.Conv2d(2 * COMPONENTS, upper, kernel_size=3, padding=1)
         self.blocks_before = make_blocks(upper, blocks[0])
         self.down = nn.Conv2d(upper, lower, kernel_size=2, stride=2)
         self.blocks_below = make_blocks(lower, blocks[1])
         self.up = nn.ConvTranspose2d(lower, upper, kernel_size=2, stride=2)
         self.blocks_after = make_blocks(upper, blocks[2])
         self.last_norm = ChannelNorm(upper)
-        self.last = nn.Conv2d(upper, pixels, kernel_size=3, padding=1)
+        self.last = nn.Conv2d(upper, COMPONENTS, kernel_size=3, padding=1)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
+
+    @torch.no_grad()
+    def initialize_from_residuals(self, residuals: Tensor) -> None:
+        """Set the components to the principal components of residual patches.
+
+        Components weaker than one of 255 grey levels are hardly visible. They are scaled as if they
+        had this standard deviation, so that they count less in the loss.
+
+        Args:
+            residuals: float (B, 3, H, W), photographs - decoded images, of the training split.
+        """
+        patches = F.pixel_unshuffle(residuals, PATCH).movedim(1, -1).flatten(0, 2).double()
+        variances, directions = torch.linalg.eigh(patches.T @ patches / len(patches))
+        self.basis.copy_(directions.T)
+        self.component_std.copy_(variances.clamp_min(0).add(LEAST_STD**2).sqrt())
+
+    def to_components(self, residuals: Tensor) -> Tensor:
+        """Residuals, float32 (B, 3, H, W), to (B, COMPONENTS, H/4, W/4); in float32, because weak
+        components are small differences of pixels."""
+        with torch.autocast(residuals.device.type, enabled=False):
+            patches = F.pixel_unshuffle(residuals.float(), PATCH)
+            weight = (self.basis / self.component_std[:, None])[:, :, None, None]
+            return F.conv2d(patches, weight)
+
+    def to_residuals(self, components: Tensor) -> Tensor:
+        """Inverse of `to_components`."""
+        with torch.autocast(components.device.type, enabled=False):
+            weight = (self.basis.T * self.component_std)[:, :, None, None]
+            return F.pixel_shuffle(F.conv2d(components.float(), weight), PATCH)
 
     def forward(self, x: Tensor, time: Tensor, decoded: Tensor) -> Tensor:
         """Velocity at the point x and the time t.
 
         Args:
-            x: float (B, 3, H, W), between noise (t = 0) and a residual of variance 1 (t = 1); H and
-                W divisible by 8.
+            x: float (B, COMPONENTS, H/4, W/4), between noise (t = 0) and the components of a
+                residual (t = 1).
             time: float (B,), in [0, 1].
-            decoded: float (B, 3, H, W), pixels in [0, 1], result of `VQVAE.decode`.
+            decoded: float (B, 3, H, W), pixels in [0, 1], result of `VQVAE.decode`; H and W
+                divisible by 8.
 
         Returns:
-            float (B, 3, H, W).
+            float, the shape of x.
         """
         t = time[:, None, None, None]
         scale = (t.square() + (1 - t).square()).rsqrt()  # 1 / standard deviation of x_t
@@ -140,8 +176,8 @@ class RealisticDecoder(nn.Module):
         angles = time[:, None] * frequencies
         embedded = self.time_embedding(torch.cat([angles.sin(), angles.cos()], dim=1))
         # Pixels of skin have a mean of about 0.6 and a standard deviation of about 0.2.
-        inputs = torch.cat([scale * x, 4 * (decoded - 0.6)], dim=1)
-        y = self.first(F.pixel_unshuffle(inputs, PATCH))
+        patches = F.pixel_unshuffle(4 * (decoded - 0.6), PATCH)
+        y = self.first(torch.cat([scale * x, patches], dim=1))
         for block in self.blocks_before:
             y = block(y, embedded)
         z = self.down(y)
@@ -150,10 +186,10 @@ class RealisticDecoder(nn.Module):
         y = y + self.up(z)
         for block in self.blocks_after:
             y = block(y, embedded)
-        output = F.pixel_shuffle(self.last(F.silu(self.last_norm(y))), PATCH)
-        # For residuals that are white Gaussian noise of variance 1, the best prediction of the
-        # velocity is the first term, and its error has a standard deviation of `scale`. The layers
-        # predict this error in units of its standard deviation (as in Karras et al. 2022).
+        output = self.last(F.silu(self.last_norm(y)))
+        # If the components were independent Gaussian noise of variance 1, the best prediction of
+        # the velocity would be the first term, with an error of standard deviation `scale`. The
+        # layers predict this error, in units of its standard deviation (Karras et al. 2022).
         return (2 * t - 1) * scale.square() * x + scale * output
 
     def loss(self, photographs: Tensor, decoded: Tensor, time: Tensor | None = None) -> Tensor:
@@ -166,7 +202,7 @@ class RealisticDecoder(nn.Module):
             photographs, decoded: float (B, 3, H, W), pixels in [0, 1].
             time: float (B,), in [0, 1].
         """
-        residual = (photographs - decoded) / self.residual_std
+        residual = self.to_components(photographs - decoded)
         noise = torch.randn_like(residual)
         if time is None:
             time = torch.randn(len(residual), device=residual.device).sigmoid()
@@ -218,7 +254,14 @@ class RealisticDecoder(nn.Module):
             raise ValueError(f'solver must be "euler" or "heun", got {solver!r}')
         with eval_mode(self) as device:
             source = device if generator is None else generator.device
-            noise = torch.randn(shape, generator=generator, device=source)
+            noise = torch.randn(
+                shape[0],
+                COMPONENTS,
+                shape[2] // PATCH,
+                shape[3] // PATCH,
+                generator=generator,
+                device=source,
+            )
             layout = {"device": device, "memory_format": torch.channels_last}
             images, x = decoded.to(**layout), (noise_scale * noise).to(**layout)
             times = torch.linspace(0, 1, steps + 1, device=device).unsqueeze(1).expand(-1, len(x))
@@ -228,5 +271,5 @@ class RealisticDecoder(nn.Module):
                     if solver == "heun":  # the mean of the velocities at both ends of the step
                         velocity = (velocity + self(x + velocity / steps, end, images)) / 2
                     x = x + velocity / steps
-            out = (images + self.residual_std * x).clamp(0, 1)
+            out = (images + self.to_residuals(x)).clamp(0, 1)
         return out.clone(memory_format=torch.contiguous_format)
