@@ -155,7 +155,6 @@ def main() -> None:
             "ema_decay": SCHEDULE.ema_decay,
             "seed": options.seed,
             "model": model.config,
-            "components": fingerprint(model.component_std.half()),
         },
         schedule=SCHEDULE,
         epochs=options.epochs,
