@@ -1,0 +1,174 @@
+"""Train the realistic decoder: a flow that samples the detail that the codes do not contain.
+
+    python benchmarks/realistic.py --data PATH      # three hours on one core; call again to resume
+
+The photographs of the training split are encoded and decoded once with the pretrained VQ-VAE
+(8-bit pixels in work_dir()/cache). The network is trained on crops of 128 px and evaluated on the
+validation split after each epoch:
+
+- flow_loss: mean squared error of the velocity, at fixed times and for fixed noise;
+- psnr_db, decoded_psnr_db: of photographs with sampled detail, and of decoded images;
+- detail: energy of the differences between neighbouring pixels, divided by that of photographs.
+
+The EMA weights are saved after each epoch, in work_dir()/runs/NAME/realistic.safetensors.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vqlib import DEEP, load_pretrained, open_dataset, save_model
+from vqlib.beyond.realistic import RealisticDecoder
+from vqlib.checkpoints import fingerprint, mark_finished
+from vqlib.data import Pixels, load_or_build_cache, random_dihedral, to_float
+from vqlib.metrics import psnr, to_8_bit
+from vqlib.training import Precision, Progress, Schedule, fit, pick_device
+from vqlib.vqvae import VQVAE, eval_mode
+
+SIZE, CROP, BATCH = 256, 128, 16
+SAMPLED = 16  # validation images that are sampled after each epoch
+SCHEDULE = Schedule(lr=1e-3, warmup_steps=200, cosine_decay=True, grad_clip=1.0, ema_decay=0.999)
+
+
+def decode_all(pixels: Pixels, vqvae: VQVAE) -> Pixels:
+    """The images of `pixels` after encoding and decoding, computed once."""
+
+    @torch.inference_mode()
+    def build(indices: range) -> tuple[np.ndarray, list[str]]:
+        photographs = to_float(pixels[torch.tensor(indices)])
+        decoded = torch.cat([vqvae.decode(vqvae.encode(x)) for x in photographs.split(BATCH)])
+        return decoded.mul(255).round().byte().permute(0, 2, 3, 1).numpy(), []
+
+    inputs = f"{pixels.fingerprint} {fingerprint(*vqvae.state_dict().values())}"
+    return load_or_build_cache("reconstructed", inputs, (len(pixels), SIZE, SIZE, 3), build)
+
+
+def random_crops(pairs: Tensor, generator: torch.Generator) -> Tensor:
+    """One random crop of each image, at a multiple of 8 pixels, in a random orientation.
+
+    Args:
+        pairs: uint8 (B, 6, S, S), photographs and decoded images.
+
+    Returns:
+        float (B, 6, CROP, CROP) in [0, 1].
+    """
+    # The codes belong to patches of 32 pixels, so an error of the decoder depends on the position
+    # within a patch. The network's patches of 8 pixels keep their place.
+    corners = torch.randint((SIZE - CROP) // 8 + 1, (len(pairs), 2), generator=generator) * 8
+    crops = [
+        pair[:, y : y + CROP, x : x + CROP]
+        for pair, (y, x) in zip(pairs, corners.tolist(), strict=True)
+    ]
+    return random_dihedral(torch.stack(crops), generator)
+
+
+def roughness(images: Tensor) -> float:
+    """Mean squared difference between horizontally and vertically neighbouring pixels."""
+    return float(images.diff(dim=-1).square().mean() + images.diff(dim=-2).square().mean())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--data", help="folder of the images; default: see open_dataset()")
+    parser.add_argument("--run", default="realistic", help="name of the run")
+    parser.add_argument("--device", help="default: the first of cuda, mps and cpu")
+    parser.add_argument("--epochs", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--extend", action="store_true", help="continue with more epochs")
+    options = parser.parse_args()
+    # The last layers start at 0, so many of the first gradients are denormal; see denormals.py.
+    torch.set_flush_denormal(True)
+    device = torch.device(options.device) if options.device else pick_device()
+    data = open_dataset(options.data)
+    pixels, split = data.pixels(SIZE), DEEP.split(data)
+    decoded = decode_all(pixels, load_pretrained("ham10000")[0])
+    torch.manual_seed(options.seed)
+    model = RealisticDecoder()
+    some = split.train[:: max(1, len(split.train) // 512)]
+    model.initialize_from_residuals(to_float(pixels[some]) - to_float(decoded[some]))
+    strengths = ", ".join(f"{255 * x:.2f}" for x in model.component_std.flip(0).tolist())
+    print(f"{sum(p.numel() for p in model.parameters()):,} weights, {model.config}")
+    print(f"standard deviations of the components, in grey levels: {strengths}")
+
+    def load_pairs(indices: Tensor) -> Tensor:
+        return torch.cat([pixels[indices], decoded[indices]], dim=1)
+
+    def get_batches(epoch: int, start: int) -> Iterator[Tensor]:
+        def generator(*key: int) -> torch.Generator:
+            seed = np.random.SeedSequence([options.seed, *key]).generate_state(1, np.uint64)[0]
+            return torch.Generator().manual_seed(int(seed) >> 1)
+
+        order = split.train[torch.randperm(len(split.train), generator=generator(epoch, 0))]
+        for b, indices in enumerate(order.split(BATCH)[start:], start):
+            yield random_crops(load_pairs(indices), generator(epoch, b + 1))
+
+    def compute_loss(batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        crops = batch.to(device, memory_format=torch.channels_last)
+        return model.loss(*crops.chunk(2, dim=1)).mean(), {}
+
+    notes = {"data": repr(data), "seed": options.seed, "pixels": pixels.fingerprint}
+    previewed = split.val[:: max(1, len(split.val) // SAMPLED)][:SAMPLED]
+
+    def evaluate(folder: Path, epoch: int) -> tuple[dict[str, float], Tensor]:
+        corner, losses = (SIZE - CROP) // 2, []
+        with eval_mode(model), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            for indices in split.val.split(BATCH):
+                crops = load_pairs(indices)[..., corner : corner + CROP, corner : corner + CROP]
+                crops = to_float(crops).to(device, memory_format=torch.channels_last)
+                times = ((torch.arange(len(crops)) + 0.5) / len(crops)).to(device)
+                with Precision.choose(device).autocast(device):
+                    losses.append(model.loss(*crops.chunk(2, dim=1), times).cpu())
+        photographs, means = to_float(load_pairs(previewed)).chunk(2, dim=1)
+        samples = torch.cat(
+            [
+                model.sample(part.contiguous(), generator=torch.Generator().manual_seed(i)).cpu()
+                for i, part in enumerate(means.split(4))
+            ]
+        )
+        path = folder / "realistic.safetensors"
+        save_model(model, path, **notes, epoch=epoch, epochs=options.epochs, finished=False)
+        return {
+            "flow_loss": float(torch.cat(losses).mean()),
+            "psnr_db": float(psnr(to_8_bit(samples), photographs).mean()),
+            "decoded_psnr_db": float(psnr(means, photographs).mean()),
+            "detail": roughness(samples) / roughness(photographs),
+        }, torch.cat([photographs[:6], samples[:6]])
+
+    folder = fit(
+        model,
+        run=options.run,
+        config={
+            "kind": "realistic decoder",
+            "pixels": pixels.fingerprint,
+            "decoded": decoded.fingerprint,
+            "split": fingerprint(*split),
+            "crop": CROP,
+            "batch_size": BATCH,
+            "warmup_steps": SCHEDULE.warmup_steps,
+            "ema_decay": SCHEDULE.ema_decay,
+            "seed": options.seed,
+            "model": model.config,
+        },
+        schedule=SCHEDULE,
+        epochs=options.epochs,
+        steps_per_epoch=-(-len(split.train) // BATCH),
+        get_batches=get_batches,
+        compute_loss=compute_loss,
+        evaluate=evaluate,
+        device=device,
+        seed=options.seed,
+        progress=Progress(),
+        extend=options.extend,
+    )
+    mark_finished(folder / "realistic.safetensors", options.epochs)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""The realistic decoder: a flow from noise to residuals, conditioned on the decoded image."""
+
+import pytest
+import torch
+
+from vqlib import load_model, save_model
+from vqlib.beyond.realistic import RealisticDecoder
+
+
+def small_decoder(channels=(16, 16), blocks=(1, 1, 1)):
+    torch.manual_seed(0)
+    return RealisticDecoder(channels, blocks, 16)
+
+
+def smooth_residuals(n, size=32):
+    """Strong and coarse in brightness, weak and fine in colour."""
+    coarse = torch.nn.functional.interpolate(
+        0.06 * torch.randn(n, 1, size // 8, size // 8), size=size
+    )
+    return coarse + 0.02 * torch.randn(n, 3, size, size)
+
+
+def lively_decoder():
+    """Without the zero initialization, so that every layer contributes."""
+    model = small_decoder()
+    for parameter in model.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.05)
+    return model.eval()
+
+
+def test_residuals_that_depend_on_the_decoded_image_are_recovered():
+    """Residuals are Gaussian; their mean and standard deviation depend on the decoded image."""
+    model = small_decoder((64, 16), (0, 0, 0))
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+
+    def batch(n):
+        bright = torch.rand(n, 1, 1, 1) < 0.5
+        decoded = torch.where(bright, 0.6, 0.4).expand(-1, 3, 8, 8).contiguous()
+        noise = torch.randn(decoded.shape)
+        return decoded, torch.where(bright, 0.1 + 0.02 * noise, -0.05 + 0.08 * noise)
+
+    model.initialize_from_residuals(batch(500)[1])
+    for _ in range(300):
+        decoded, residuals = batch(32)
+        loss = model.loss(decoded + residuals, decoded).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    generator = torch.Generator().manual_seed(0)
+    spreads = []
+    for pixel, mean in ((0.6, 0.1), (0.4, -0.05)):
+        decoded = torch.full((64, 3, 8, 8), pixel)
+        sampled = model.sample(decoded, 16, generator=generator, solver="heun") - decoded
+        one_step = model.sample(decoded, 1, generator=generator) - decoded
+        spreads.append(float(sampled.std()))
+        assert float(sampled.mean()) == pytest.approx(mean, abs=0.025), pixel
+        assert float(one_step.mean()) == pytest.approx(mean, abs=0.025)
+    assert spreads[0] < 0.055 and 0.06 < spreads[1] < 0.11, spreads
+
+
+def test_an_untrained_decoder_adds_noise_with_the_covariance_of_residuals():
+    """For Gaussian patches this flow is exact; Heun's error is small."""
+    model, decoded = small_decoder(), torch.full((64, 3, 32, 32), 0.5)
+    residuals = smooth_residuals(64)
+    model.initialize_from_residuals(residuals)
+    sampled, weak = (
+        model.sample(decoded, 20, scale, generator=torch.Generator(), solver="heun") - decoded
+        for scale in (1.0, 0.5)
+    )
+    for statistic in (
+        lambda x: x.std(),
+        lambda x: (x[:, 0] - x[:, 1]).std(),  # colour
+        lambda x: x[..., 0::4].sub(x[..., 1::4]).std(),  # fine detail
+        lambda x: torch.nn.functional.avg_pool2d(x, 4).std(),  # coarse detail
+    ):
+        expected = float(statistic(residuals))
+        assert float(statistic(sampled)) == pytest.approx(expected, rel=0.07)
+        assert float(statistic(weak)) == pytest.approx(expected / 2, rel=0.07)
+
+
+def test_components_have_variance_1_and_can_be_inverted():
+    model, residuals = small_decoder(), smooth_residuals(64)
+    model.initialize_from_residuals(residuals)
+    components = model.to_components(residuals)
+    covariance = components.movedim(1, -1).flatten(0, 2).T.cov()
+    assert (covariance - torch.eye(len(covariance))).abs().max() < 0.1
+    assert torch.allclose(model.to_residuals(components), residuals, atol=1e-5)
+
+
+def test_samples_are_reproducible_different_and_images():
+    model = lively_decoder().train()
+    decoded = torch.rand(2, 3, 16, 24)
+    first, again, other = (
+        model.sample(decoded, 3, generator=torch.Generator().manual_seed(seed))
+        for seed in (1, 1, 2)
+    )
+    assert model.training
+    assert first.shape == decoded.shape and first.dtype == torch.float32
+    assert 0 <= first.min() and first.max() <= 1
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert torch.equal(model.sample(decoded, 2, 0.0), model.sample(decoded, 2, 0.0))
+
+
+@torch.no_grad()
+def test_a_crop_and_the_whole_image_have_the_same_velocity():
+    """The reason why the network may be trained on crops: it reads a neighbourhood only."""
+    model = lively_decoder()
+    x, decoded, time = torch.randn(1, 48, 40, 40), torch.rand(1, 3, 160, 160), torch.tensor([0.3])
+    whole = model(x, time, decoded)[..., 18:22, 18:22]
+    part = model(x[..., 4:36, 4:36], time, decoded[..., 16:144, 16:144])[..., 14:18, 14:18]
+    assert torch.allclose(whole, part, atol=1e-5)
+    x[..., 20, 20] += 1
+    assert not torch.allclose(model(x, time, decoded)[..., 18:22, 18:22], whole, atol=1e-3)
+
+
+def test_the_decoded_image_and_the_time_are_used():
+    model = lively_decoder()
+    x, decoded = torch.randn(1, 48, 4, 4), torch.rand(1, 3, 16, 16)
+    with torch.no_grad():
+        reference = model(x, torch.tensor([0.5]), decoded)
+        # At t and 1 - t the scale of the output is the same; only the embedding differs.
+        assert not torch.allclose(model(x, torch.tensor([0.5]), 1 - decoded), reference, atol=1e-3)
+        drift = model(0 * x, torch.tensor([0.2]), decoded)
+        assert not torch.allclose(model(0 * x, torch.tensor([0.8]), decoded), drift, atol=1e-4)
+
+
+def test_save_and_load(tmp_path):
+    model = lively_decoder()
+    model.initialize_from_residuals(smooth_residuals(16))
+    path = save_model(model, tmp_path / "realistic.safetensors")
+    loaded, decoded = load_model(path, RealisticDecoder), torch.rand(1, 3, 16, 16)
+    generators = [torch.Generator().manual_seed(0) for _ in range(2)]
+    samples = [m.sample(decoded, 2, generator=g) for m, g in zip((model, loaded), generators)]
+    assert torch.equal(*samples)
+
+
+def test_size_of_the_default_network():
+    assert sum(p.numel() for p in RealisticDecoder().parameters()) < 2_000_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"decoded": torch.rand(3, 16, 16)}, "float32"),
+        ({"decoded": torch.rand(1, 3, 16, 20)}, "divisible by 8"),
+        ({"decoded": torch.rand(1, 3, 16, 16).double()}, "float32"),
+        ({"decoded": 2 + torch.rand(1, 3, 16, 16)}, r"\[0, 1\]"),
+        ({"decoded": torch.full((1, 3, 16, 16), torch.nan)}, r"\[0, 1\]"),
+        ({"steps": 0}, "1 step"),
+        ({"noise_scale": -1.0}, "noise_scale"),
+        ({"solver": "midpoint"}, "solver"),
+    ],
+)
+def test_bad_input_is_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        small_decoder().sample(**({"decoded": torch.rand(1, 3, 16, 16)} | arguments))
