@@ -3,6 +3,7 @@
 import importlib
 import json
 import pkgutil
+import re
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,15 @@ def test_each_task_has_three_wrong_answers_and_two_hints():
     assert set(WRONG) <= set(TASKS)
 
 
+def test_each_quiz_stands_in_its_notebook_once():
+    asked = []
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        names = re.findall(r'quiz\(\\"([\d.]+)\\"\)', path.read_text("utf-8"))
+        assert all(name[:2] == path.name[:2] for name in names)
+        asked += names
+    assert sorted(asked) == sorted(exercises.QUIZZES)
+
+
 def test_each_task_stands_in_its_notebook_as_given():
     cells = {}
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
@@ -132,16 +142,18 @@ def test_check_keeps_the_random_state_and_chooses(double, capsys):
     state = torch.get_rng_state()
     exercises.check("double", lambda x: 3 * x)
     assert exercises.choose("double", "mine", "library") == "library"
+    assert exercises.choose("double", "mine")(3) == 6  # the solution
     exercises.check("double", lambda x: x + x)
     assert exercises.choose("double", "mine", "library") == "mine"
     assert torch.equal(torch.get_rng_state(), state)
     exercises.hint("double")
     exercises.hint("double")
     exercises.progress("99")
-    exercises.quiz("Which <b>?", {"x < y": "Right."})
+    exercises.add_quiz("99.1", "Which <b>?", {"x < y": "Right."})
+    exercises.quiz("99.1")
     shown = capsys.readouterr().out
     for text in ("✗ For three numbers", "✓ double", "Hint 2 of 2: x + x", "1 of 1 tasks solved"):
         assert text in shown
-    assert "x &lt; y" in exercises._Quiz("Which <b>?", {"x < y": "Right."})._repr_html_()
+    assert "x &lt; y" in exercises.QUIZZES.pop("99.1")._repr_html_()
     with pytest.raises(KeyError, match="no task 'triple'"):
         exercises.check("triple", None)

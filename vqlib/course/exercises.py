@@ -211,11 +211,30 @@ def solution(name: str) -> None:
     display(Markdown(f"```python\n{_find(name).solution}\n```"))
 
 
-def choose(name: str, answer: Any, library: Any) -> Any:
-    """The student's answer if it has passed its last `check`, otherwise the library's version."""
-    own = _passed.get(name, False)
+def passed(*names: str) -> bool:
+    """Whether all these tasks have passed their last `check`."""
+    return all(_passed.get(_find(name).name, False) for name in names)
+
+
+def choose(name: str, answer: Any, library: Any = None) -> Any:
+    """The student's answer if it has passed its last `check`, otherwise the library's version, or
+    the solution of the task if there is no such version."""
+    own = passed(name)
     print(f"{name}: going on with {'your version' if own else 'the version of the library'}")
-    return answer if own else library
+    if own or library is not None:
+        return answer if own else library
+    return solved(name)
+
+
+def solved(name: str) -> Any:
+    """The object that the solution of a task defines, after those of earlier tasks."""
+    scope, found = dict(NAMES), _find(name)
+    for other in TASKS.values():
+        if other.notebook == found.notebook:
+            exec(other.solution, scope)  # texts of ours
+        if other is found:
+            break
+    return scope[name]
 
 
 def progress(notebook: str) -> None:
@@ -243,13 +262,23 @@ class _Quiz:
         return f"<div><b>{html.escape(self.question)}</b>{boxes}</div>"
 
 
-def quiz(question: str, choices: Mapping[str, str]) -> None:
-    """Ask for a prediction. A click on a choice opens the reply to it; needs no JavaScript.
+QUIZZES: dict[str, _Quiz] = {}
+
+
+def add_quiz(name: str, question: str, choices: Mapping[str, str]) -> None:
+    """Register a question; the notebook does not hold its answers.
 
     Args:
+        name: number of the notebook and of the question, "02.1".
         choices: choice -> reply, which says whether it is right and why.
     """
-    display(_Quiz(question, choices))
+    QUIZZES[name] = _Quiz(question, choices)
+
+
+def quiz(name: str) -> None:
+    """Ask for a prediction. A click on a choice opens the reply to it; needs no JavaScript."""
+    _load()
+    display(QUIZZES[name])
 
 
 class _Verdict:

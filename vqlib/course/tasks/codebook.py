@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...codes import pack_codes
 from ...quantizer import count_codes, perplexity
-from ..exercises import Wrong, expect, task
+from ..exercises import Wrong, add_quiz, expect, task
 
 
 @task(
@@ -467,3 +467,37 @@ def _look_at_vectors(result: Tensor, z: Tensor, d: int, case: str) -> None:
     for message, order in mistakes.items():
         if torch.equal(result, order.reshape(-1, d)):
             raise Wrong(f"For {case}: {message}")
+
+
+add_quiz(
+    "03.1",
+    "Four codes occur 37, 1, 1 and 1 times. What is the perplexity?",
+    {
+        "4, because four codes are used": "No. It would be 4 if all four were equally frequent.",
+        "about 2.5": "No. Three codes have 2.5 % each: together they add only 0.35 to the entropy.",
+        "about 1.4": "Right. The entropy is 0.35 nats, and exp(0.35) is 1.42.",
+        "below 1": "No. An entropy is never negative, so its exponential is at least 1.",
+    },
+)
+
+
+add_quiz(
+    "03.2",
+    "In the deep decoder, what happens far from a position whose four codes are replaced?",
+    {
+        "nothing changes": "No. Attention connects every position with every other.",
+        "pixels change a little": "Right. The next figure shows how little.",
+        "pixels change as much as nearby": "No. Nearby pixels change much more.",
+    },
+)
+
+
+add_quiz(
+    "03.3",
+    "Nearly no code moves along with the image. What do the codes describe?",
+    {
+        "each code describes another position": "No. Then they would still move, in another order.",
+        "each code describes all positions at once": "Right. A shift changes all of them.",
+        "the encoder is not shift-equivariant": "No. Its convolutions have a total stride of 32.",
+    },
+)

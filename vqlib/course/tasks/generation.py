@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..exercises import NotAttempted, Wrong, expect, task
+from ..exercises import NotAttempted, Wrong, add_quiz, expect, task
 
 
 class ToyPrior:
@@ -511,3 +511,29 @@ def importance_weights(answer):
                 "underflow to 0. Only their ratios matter, so rescale them before the power."
             )
         expect(weights, expected(bits), f"candidates of about {total:.0f} bits", "", atol=2e-3)
+
+
+add_quiz(
+    "05.1",
+    "Four images by greedy decoding, unconditional prior. What will they look like?",
+    {
+        "Four very good lesions.": "No: as in the toy prior, the most probable step is not the "
+        "most typical course.",
+        "Four different bland images.": "Bland, yes. But where could a difference come from?",
+        "Four times the same image.": "Right: greedy decoding uses no random numbers, and all "
+        "four start from the same empty grid.",
+    },
+)
+
+
+add_quiz(
+    "05.2",
+    "Lower half kept, upper half sampled in raster order. What happens at the boundary?",
+    {
+        "Nothing: the sampler respects all kept codes.": "It leaves them unchanged, but no "
+        "sampled code depends on them, because they come later in the order.",
+        "The halves do not fit together.": "Right. The upper half is sampled as if nothing were "
+        "below it.",
+        "It raises an error.": "No. The mask of the prior allows any input; it is just not used.",
+    },
+)

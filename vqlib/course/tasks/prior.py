@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...pixelcnn import MaskedConv2d
-from ..exercises import NotAttempted, Wrong, expect, task
+from ..exercises import NotAttempted, Wrong, add_quiz, expect, task
 
 
 @task(
@@ -586,3 +586,31 @@ def drop_labels(answer):
     )
     if (by_class - p).abs().max() > 0.15:
         raise Wrong("Some classes are dropped more often than others; the chance is the same.")
+
+
+add_quiz(
+    "04.1",
+    "Will samples from the per-position marginals look like lesions?",
+    {
+        "Yes, each code is as frequent as in lesions.": "Wrong. What occurs together? "
+        "Frequencies at single positions do not say it.",
+        "No, neighbouring codes do not fit together.": "Right. Borders break off everywhere.",
+        "No, they are as bad as random codes.": "Half right. Colour and brightness are typical, "
+        "because the marginals know them.",
+    },
+)
+
+
+add_quiz(
+    "04.2",
+    "The stack reaches 11 positions in each direction, on a grid of 8 x 8. Which of the earlier "
+    "positions can the prediction at row 5, column 1 not use?",
+    {
+        "None: the stack reaches far enough.": "Wrong. The distance suffices, but not every "
+        "direction is open in every row.",
+        "Some positions above, on the right.": "Right. A path through masked kernels can go "
+        "right only while it goes up.",
+        "Some positions above, on the left.": "Wrong. A masked kernel reads to the left in every "
+        "row, so all of these are reached.",
+    },
+)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...vqvae import Encoder, VQVAEOutput
-from ..exercises import Wrong, expect, task
+from ..exercises import Wrong, add_quiz, expect, task
 
 
 class _LargestTensor(TorchDispatchMode):
@@ -571,3 +571,43 @@ def vqvae_step(answer):
             "from an evaluation. The quantizer and BatchNorm then learn nothing: the codebook "
             "stays as it is, without an error message."
         )
+
+
+add_quiz(
+    "02.1",
+    "The quantizer returns the nearest codebook vectors. Which gradient of the reconstruction "
+    "loss reaches z?",
+    {
+        "the exact gradient": "No. The output is constant in z except where the nearest vector "
+        "changes, and there it jumps.",
+        "a random one": "No. PyTorch computes exact derivatives of what it records.",
+        "none": "Right. The index comes from argmin, which has no derivative: PyTorch records no "
+        "connection between the output and z.",
+    },
+)
+
+
+add_quiz(
+    "02.2",
+    "Someone first computes q = straight_through(z, q), and afterwards the codebook loss "
+    "F.mse_loss(q, z.detach()). What does this loss move?",
+    {
+        "the codebook, as it should": "No. In straight_through the codebook vectors are "
+        "detached, so nothing computed from its result has a gradient at the codebook.",
+        "the encoder": "Right. The result of straight_through has its gradient at z. The "
+        "codebook never learns, while the reconstruction loss still goes down.",
+        "nothing": "Not quite: the result of straight_through has a gradient, at z.",
+    },
+)
+
+
+add_quiz(
+    "02.3",
+    "In which mode does the reconstruction of an image depend on the other images of its batch?",
+    {
+        "train()": "Right. The mean and variance of each channel are those of the whole batch.",
+        "eval()": "No. In eval() mode BatchNorm uses fixed statistics, so each image is "
+        "processed independently of the others.",
+        "both": "No. In eval() mode the statistics are fixed.",
+    },
+)
