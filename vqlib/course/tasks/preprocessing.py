@@ -231,16 +231,18 @@ def to_input(answer):
     "01",
     given='''
     def grouped_split(groups, labels, test_share, generator):
-        """Indices of the training and of the test images, int64 each; `test_share` of the lesions
-        of each class are in the test split. groups, labels: lesion and class, int64 (N,)."""
+        """Indices of the training and of the test images, int64 each. groups, labels: lesion and
+        class of each image, int64 (N,). If a class has n lesions, round(test_share * n) of them,
+        but at least 1, are in the test split with all their images."""
         order = torch.randperm(len(groups), generator=generator)
         n_test = round(test_share * len(groups))
         return order[n_test:], order[:n_test]
     ''',
     solution='''
     def grouped_split(groups, labels, test_share, generator):
-        """Indices of the training and of the test images, int64 each; `test_share` of the lesions
-        of each class are in the test split. groups, labels: lesion and class, int64 (N,)."""
+        """Indices of the training and of the test images, int64 each. groups, labels: lesion and
+        class of each image, int64 (N,). If a class has n lesions, round(test_share * n) of them,
+        but at least 1, are in the test split with all their images."""
         test_groups = []
         for label in labels.unique():
             lesions = groups[labels == label].unique()
