@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 from torch.overrides import TorchFunctionMode
 
 from ...data import dihedral_transform
-from ..exercises import NotAttempted, Wrong, expect, task
+from ..exercises import NotAttempted, Wrong, add_quiz, expect, task
 
 
 def _unanswered(result: Any) -> bool:
@@ -628,3 +628,71 @@ def _look_at_epoch(batches: list, count: int, size: int) -> None:
 def _same(first: list, second: list) -> bool:
     pairs = zip(first, second, strict=True)
     return all(torch.equal(a, b) for one, two in pairs for a, b in zip(one, two, strict=True))
+
+
+add_quiz(
+    "01.1",
+    "Which two are melanomas (MEL)?",
+    {
+        "A and B": "Half right: B is. A is a naevus.",
+        "B and C": "Right. Asymmetry and several colours are warning signs.",
+        "A and D": "No. Both are naevi.",
+        "C and D": "Half right: C is. D is a naevus.",
+    },
+)
+
+
+add_quiz(
+    "01.2",
+    "In HAM10000, 115 of 10,015 images are DF. How many batches of 16 contain no DF at all?",
+    {
+        "about 1 %": "No. 1.1 % is the share of DF among the images.",
+        "about half": "No. The expected number of DF in a batch is 16 x 0.0115 = 0.18.",
+        "about 83 %": "Right. With the share p it is (1 - p)^16, here 0.9885^16 = 0.83.",
+    },
+)
+
+
+add_quiz(
+    "01.3",
+    "Which of the six can be undone exactly?",
+    {
+        "all but Resize": "No. A rotation by an angle mixes pixels and cuts off the corners.",
+        "the flips, ToTensor and Normalize": "Right, up to rounding. They move or rescale pixels.",
+        "the flips only": "Nearly: ToTensor and Normalize only rescale the values, x -> ax + b.",
+    },
+)
+
+
+add_quiz(
+    "01.4",
+    "torch.tensor(3, dtype=torch.uint8) - torch.tensor(10, dtype=torch.uint8) is",
+    {
+        "-7": "No. A uint8 has no sign.",
+        "0": "No. PyTorch and NumPy do not saturate.",
+        "249": "Right. uint8 arithmetic is modulo 256, so dark pixels become bright.",
+        "an error": "No, and that makes it dangerous.",
+    },
+)
+
+
+add_quiz(
+    "01.5",
+    "Which split estimates the accuracy for a new patient?",
+    {
+        "by image, because its accuracy is higher": "No. A test should not be easier than reality.",
+        "by lesion": "Right. A new patient brings a lesion that is not in the training split.",
+        "both, on average": "No. One of them also rewards recognizing known lesions.",
+    },
+)
+
+
+add_quiz(
+    "01.6",
+    "How many different results can quarter turns, horizontal and vertical flips produce together?",
+    {
+        "6": "No. A turn and a flip can be combined.",
+        "8": "Right. Four turns, each with or without one flip.",
+        "16": "No. Both flips together are a half turn, so each result occurs twice.",
+    },
+)
