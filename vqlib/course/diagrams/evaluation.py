@@ -42,5 +42,7 @@ def precision_and_recall(k: int = 3) -> Figure:
     axes[0].set_title(f"precision: {inside} of {len(generated)} generated in balls of real")
     inside = _balls(axes[1], generated, real, k, ("C1", "C0"))
     axes[1].set_title(f"recall: {inside} of {len(real)} real in balls of generated")
-    figure.suptitle(f"blue: real, orange: generated; triangle: center of a ball; hollow: in no ball; k = {k}")
+    figure.suptitle(
+        f"blue: real, orange: generated; triangle: center of a ball; hollow: in no ball; k = {k}"
+    )
     return figure
