@@ -7,7 +7,7 @@ steps. They are evaluated by balanced accuracy on real held-out photographs; ran
 1/7. The generated set has as many images as the training split, equally many of each class,
 sampled from the pretrained prior with default options. "Reconstructions" are the real training
 images after encoding and decoding: they show the effect of the VQ-VAE alone. The results are
-written to data/results/usefulness.json, which notebook 05 shows.
+written to data/results/usefulness.json, which notebook 07 shows.
 """
 
 from __future__ import annotations
