@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..exercises import NotAttempted, Wrong, expect, task
+from ..exercises import NotAttempted, Wrong, add_quiz, expect, task
 
 
 @task(
@@ -279,3 +279,37 @@ def precision(answer):
     idea = "Radius of each real image, then for each generated image: is it in any of the balls?"
     case = f"20 real and 31 generated images with 2 features, k = {cases[first][2]}"
     expect(answers[first], expected[first], case, idea)
+
+
+add_quiz(
+    "07.1",
+    "Four of these images are generated. Which ones?",
+    {
+        "1, 3, 6 and 8": "Right. What did you look at? Write it down: it is a hypothesis about "
+        "the set, and four images cannot test it.",
+        "2, 4, 5 and 7": "No, these four are held-out lesions.",
+        "1, 2, 7 and 8": "Two of them are: 1 and 8. The others are 3 and 6.",
+    },
+)
+
+
+add_quiz(
+    "07.2",
+    "Two sets of real lesions with 16 images each. Which distance says that they differ?",
+    {
+        "the Fréchet distance": "Right. Its estimate is biased: it is far above 0 for small sets.",
+        "the kernel distance": "No. Its mean is 0 here, and its standard error is large.",
+        "neither": "The kernel distance does not, but look at the Fréchet distance below.",
+    },
+)
+
+
+add_quiz(
+    "07.3",
+    "Which precision will the marginals have, in which nobody would see a lesion?",
+    {
+        "near 0": "No. Read on: one large ball is enough for an image to count.",
+        "about 0.2": "No, it is much higher.",
+        "above 0.7": "Right, and that is a warning about this measure.",
+    },
+)
