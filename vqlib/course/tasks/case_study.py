@@ -382,13 +382,15 @@ def split_images(answer):
     "09",
     given='''
     def prior_loss(logits, codes, codebook):
-        """Loss of a prior: logits (..., K), true codes, int64 (...), codebook (K, D) -> scalar."""
+        """Loss of a prior: logits (*, K), true codes, int64 (*), codebook (K, D) -> scalar, for
+        any shape * of the codes."""
         predicted = logits.softmax(-1) @ codebook
         return F.mse_loss(predicted, codebook[codes])
     ''',
     solution='''
     def prior_loss(logits, codes, codebook):
-        """Loss of a prior: logits (..., K), true codes, int64 (...), codebook (K, D) -> scalar."""
+        """Loss of a prior: logits (*, K), true codes, int64 (*), codebook (K, D) -> scalar, for
+        any shape * of the codes."""
         return F.cross_entropy(logits.flatten(0, -2), codes.flatten())
     ''',
     hints=(
