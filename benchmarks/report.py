@@ -10,7 +10,7 @@
 3. The report's training: 20 epochs at 256 px, 90 % of the images, batch size 16, Adam 1e-3.
 4. The report's prior: PixelRCNN with MSE for 100 epochs on the codes of step 3.
 
-The results are written to data/results/report.json, which notebooks 02 and 04 quote.
+The results are written to data/results/report.json, which notebook 09 quotes.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def train_and_summarize(
 
 @torch.inference_mode()
 def report_samples(vqvae: VQVAE, prior: nn.Module) -> Tensor:
-    """16 images sampled by the report's method, completed as in notebook 05.
+    """16 images sampled by the report's method, completed as in notebook 09.
 
     Returns:
         float32 (16, 3, 96, 96): as in the report, the outputs of the decoder's sigmoid, which are
