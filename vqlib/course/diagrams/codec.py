@@ -55,7 +55,7 @@ def rate_distortion() -> None:
     at_level = 10 ** ((level - 20) / 6.3)
     options = {"arrowstyle": "<->", "color": "#555555"}
     axes.annotate("", (500, level), (at_level, level), arrowprops=options)
-    axes.text((500 + at_level) / 2, level - 0.9, "same PSNR: fewer bytes", ha="center", fontsize=9)
+    axes.text(395, level + 0.25, "same PSNR: fewer bytes", ha="center", fontsize=9)
     low, high = 17.5 + 6.0 * np.log10(288), 20 + 6.3 * np.log10(288)
     axes.annotate("", (288, low), (288, high), arrowprops=options)
     axes.text(280, high + 0.3, "same bytes: higher PSNR", ha="right", fontsize=9)
@@ -65,15 +65,14 @@ def rate_distortion() -> None:
     axes.legend(loc="lower right", fontsize=9)
 
 
-def nested_intervals(
-    probabilities: dict[str, Fraction] | None = None, message: str = "bac"
-) -> None:
+def nested_intervals() -> None:
     """Arithmetic coding of a short message: each symbol selects a part of the interval."""
-    table = probabilities or {"a": Fraction(1, 2), "b": Fraction(1, 4), "c": Fraction(1, 4)}
+    table = {"a": Fraction(1, 2), "b": Fraction(1, 4), "c": Fraction(1, 4)}
+    message = "bac"
     axes = canvas(16, 6.2, f"Arithmetic coding of the message {message!r}")
     low, width = Fraction(0), Fraction(1)
     colours = [COLOURS[name] for name in ("data", "layer", "codes")]
-    for step, chosen in enumerate(f"{message}"):
+    for step, chosen in enumerate(message):
         y, before = 5.0 - 2.0 * step, Fraction(0)
         for colour, (symbol, p) in zip(colours, table.items(), strict=True):
             x, wide = 1.5 + 13 * float(before), 13 * float(p)
@@ -91,7 +90,5 @@ def nested_intervals(
                         line = ([place, target], [y - 0.5, y - 1.25])
                         axes.plot(*line, color="#888888", lw=0.8, ls="--")
             before += p
-        chosen_p = table[chosen]
-        start = sum((p for s, p in table.items() if s < chosen), Fraction(0))
-        low, width = low + start * width, width * chosen_p
+        low, width = ends[0], ends[1] - ends[0]
         axes.text(0.7, y + 0.35, f"step {step + 1}", ha="center", va="center", fontsize=9)

@@ -71,6 +71,11 @@ def mean_psnr(answer):
     expect(result, expected, case, "PSNR = 10 log10(peak² / MSE), for each image.")
 
 
+def reference_code_length(codes, tables):
+    """Ideal code length of each sequence in bits, see the task `code_length`."""
+    return -tables.log2()[torch.arange(codes.shape[1]), codes].sum(1)
+
+
 @task(
     "06",
     given='''
@@ -101,7 +106,7 @@ def code_length(answer):
     tables /= tables.sum(1, keepdim=True)
     codes = torch.randint(k, (b, n))
     p = torch.stack([tables[i, codes[:, i]] for i in range(n)], 1)
-    expected = -p.log2().sum(1)
+    expected = reference_code_length(codes, tables)
     result = answer(codes, tables)
     case = f"{b} sequences of {n} codes, K = {k}"
     if isinstance(result, torch.Tensor) and result.shape == expected.shape:
@@ -123,6 +128,12 @@ def code_length(answer):
             if torch.allclose(result, value, rtol=1e-3):
                 raise Wrong(f"For {case}: {message}")
     expect(result, expected, case, "Add -log2 of the probability of each code that occurs.")
+
+
+def reference_linear_codec(patches, mean, components, step):
+    """Quantized coefficients and reconstructed patches, see the task `linear_codec`."""
+    indices = ((patches - mean) @ components.T / step).round().long()
+    return indices, indices * step @ components + mean
 
 
 @task(
@@ -157,8 +168,7 @@ def linear_codec(answer):
         components = torch.linalg.qr(torch.randn(d, d))[0][:c]
         patches, mean = 2 * torch.randn(n, d), 1 + torch.rand(d)
         coefficients = (patches - mean) @ components.T
-        expected = (coefficients / step).round().long()
-        rebuilt = expected * step @ components + mean
+        expected, rebuilt = reference_linear_codec(patches, mean, components, step)
         result = answer(patches, mean, components, step)
         if result is None or result is Ellipsis:
             raise NotAttempted
@@ -212,6 +222,12 @@ def _look_at_indices(indices, coefficients, patches, mean, components, step, cas
         )
     if matches((coefficients * step).round().long()):
         raise Wrong(f"For {case}: a larger step should give smaller integers. Divide by the step.")
+
+
+def reference_highest_quality(encode, budget, header=0):
+    """(quality, file) of the best file within the budget, see the task `highest_quality`."""
+    files = ((quality, encode(quality)) for quality in range(100, -1, -1))
+    return next((each for each in files if len(each[1]) - header <= budget), None)
 
 
 @task(
