@@ -212,8 +212,8 @@ def _look_at_indices(indices, coefficients, patches, mean, components, step, cas
         ((patches - mean) @ components / step).round().long()
     ):
         raise Wrong(
-            f"For {case}: the components are the rows. This projects on the columns, which is "
-            "noticed only because another case has more columns than rows."
+            f"For {case}: the components are the rows. This projects on the columns, which raises an "
+            "error only if there are fewer components than values."
         )
     if matches((coefficients / step).long()) or matches((coefficients / step).floor().long()):
         raise Wrong(
