@@ -212,7 +212,7 @@ def _look_at_indices(indices, coefficients, patches, mean, components, step, cas
         ((patches - mean) @ components / step).round().long()
     ):
         raise Wrong(
-            f"For {case}: the components are the rows. This projects on the columns, which raises an "
+            f"For {case}: the components are the rows. This projects on the columns, which is an "
             "error only if there are fewer components than values."
         )
     if matches((coefficients / step).long()) or matches((coefficients / step).floor().long()):
