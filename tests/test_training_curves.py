@@ -6,7 +6,7 @@ import pytest
 
 from vqlib import DataError
 from vqlib.checkpoints import read_log
-from vqlib.course.training_curves import plot_bits_by_epoch, plot_log
+from vqlib.course.training_curves import plot_log
 
 
 def write_log(folder, *lines, incomplete=""):
@@ -32,11 +32,3 @@ def test_missing_logs_steps_and_keys_are_reported(tmp_path):
         read_log(write_log(tmp_path, incomplete='{"st'))
     with pytest.raises(ValueError, match=r"\['accuracy'\] not in the log"):
         plot_log(write_log(tmp_path, *STEPS), ["accuracy"])
-
-
-def test_all_baselines_are_plotted_before_the_end_of_the_first_epoch(tmp_path):
-    baselines = {name: 8.0 for name in "abcde"}
-    axis = plot_bits_by_epoch(write_log(tmp_path, *STEPS), baselines).axes[0]
-    labels = axis.get_legend_handles_labels()[1]
-    assert all(f"{name}: 8.00" in labels for name in baselines)
-    assert "epoch whose weights are kept" not in labels

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import inspect
 import io
-import math
 from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Any
@@ -15,13 +14,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap, LogNorm
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from PIL import Image
 from torch import Tensor
-from torchvision.utils import make_grid
 
 from ..checkpoints import read_log  # noqa: F401
 from ..quantizer import nearest_codes
@@ -30,7 +28,6 @@ from ..quantizer import nearest_codes
 from .training_curves import (  # noqa: F401
     WIDTH,
     LiveTraining,
-    plot_bits_by_epoch,
     plot_log,
     to_image_array,
 )
@@ -110,24 +107,6 @@ def image_grid(
     return figure
 
 
-def code_grids(codes: Tensor, num_embeddings: int = 512, title: str = "") -> Figure:
-    """Grids of codes as images: a row for each image, a column for each slot.
-
-    Args:
-        codes: int64 (n, h, w, slots). Colours show the index of a code. Similar colours do not mean
-            similar codes, because the order of a codebook is arbitrary.
-    """
-    n, _, _, slots = codes.shape
-    figure, axes = plt.subplots(n, slots, figsize=(WIDTH, WIDTH / slots * n * 0.8), squeeze=False)
-    for i in range(n):
-        for slot in range(slots):
-            options = {"cmap": "nipy_spectral", "vmin": 0, "vmax": num_embeddings}
-            title_of_slot = "" if i else f"slot {slot}"
-            _show(axes[i, slot], codes[i, :, :, slot], title_of_slot, **options)
-    figure.suptitle(title)
-    return figure
-
-
 def code_usage(counts: Tensor, title: str = "Relative frequency of the codes") -> Figure:
     """Relative frequency of each code, sorted, for each slot.
 
@@ -202,64 +181,6 @@ def influence_map(axis: Axes, change: Tensor, centre: int, title: str) -> AxesIm
     return drawn
 
 
-def convolution_mask(axis: Axes, weights: Tensor, title: str) -> None:
-    """Mask of a convolution kernel: 1 for weights that are used, 0 for masked weights.
-
-    Args:
-        weights: (rows, columns) of 0 and 1.
-    """
-    _show(axis, weights, title, cmap="Blues", vmin=0, vmax=1.4)
-    for (row, column), value in np.ndenumerate(weights.numpy()):
-        axis.text(column, row, int(value), ha="center", va="center", fontsize=8)
-
-
-def dependency_matrix(axis: Axes, seen: Tensor, title: str) -> None:
-    """Matrix of `pixelcnn.dependency_matrix`. Entries on or above the red diagonal, which violate
-    causality, are red.
-
-    Args:
-        seen: bool (n, n).
-    """
-    n = len(seen)
-    axis.imshow(seen.float(), cmap="Blues", vmin=0, vmax=1.4, interpolation="nearest")
-    leak = torch.full((n, n, 4), 0.0)
-    leak[seen.triu()] = torch.tensor([0.84, 0.15, 0.16, 1.0])
-    axis.imshow(leak, interpolation="nearest")
-    axis.plot([-0.5, n - 0.5], [-0.5, n - 0.5], color="C3", lw=0.6)
-    axis.set(title=title, xlabel="input code", ylabel="output code")
-    axis.grid(False)
-
-
-def receptive_field(
-    axis: Axes, seen: Tensor, position: tuple[int, int, int], slots: int, title: str
-) -> None:
-    """Receptive field of one output code: a row of `pixelcnn.dependency_matrix` as a grid.
-
-    Args:
-        seen: bool (h * w * slots, h * w * slots), of a square grid.
-        position: row, column and slot of the output code.
-        slots: slots per position.
-        title: of the axis.
-    """
-    side = math.isqrt(len(seen) // slots)
-    row, column, slot = position
-    index = (row * side + column) * slots + slot
-    category = torch.zeros(len(seen), dtype=torch.long)  # 0: later codes
-    category[:index] = 2  # earlier codes outside the receptive field
-    category[seen[index].cpu()] = 1  # receptive field
-    category[index] = 3  # the output code
-    colours = ListedColormap(["#ececec", "#6baed6", "#fdae6b", "#cb181d"])
-    axis.imshow(category.view(side, side * slots), cmap=colours, vmin=0, vmax=3, aspect=slots)
-    for line in range(side):
-        axis.axhline(line - 0.5, color="white", lw=2)
-        axis.axvline(line * slots - 0.5, color="white", lw=2)
-    middle = (slots - 1) / 2
-    axis.set_xticks([i * slots + middle for i in range(side)], range(side))
-    xlabel = f"column ({slots} slots each)" if slots > 1 else "column"
-    axis.set(title=title, xlabel=xlabel, ylabel="row")
-    axis.grid(False)
-
-
 def bits_per_position(bits: Tensor, title: str = "") -> Figure:
     """Bits per code at each position: one image for each slot, with a common colour scale.
 
@@ -274,33 +195,6 @@ def bits_per_position(bits: Tensor, title: str = "") -> Figure:
         heatmap = _show(axis, bits[..., slot], text, vmin=low, vmax=high, cmap="magma")
     figure.colorbar(heatmap, ax=axes, label="bits per code", shrink=0.8)
     figure.suptitle(title, fontsize=11)
-    return figure
-
-
-def pipeline(
-    image: Tensor, features: Tensor, codes: Tensor, decoded: Tensor, num_embeddings: int = 512
-) -> Figure:
-    """The stages of a VQ-VAE for one image: pixels, feature maps, codes, decoded pixels.
-
-    Args:
-        image, decoded: float (3, H, W) in [0, 1].
-        features: float (C, h, w); the first 64 channels are shown.
-        codes: int64 (h, w, slots); colours show the index of a code.
-    """
-    maps = make_grid(features[:64, None].cpu(), nrow=8, padding=1, normalize=True, pad_value=1.0)
-    shades = codes.movedim(-1, 0)[:, None] / num_embeddings  # to_image_array clamps to [0, 1]
-    grids = make_grid(shades, nrow=2, padding=1, pad_value=torch.nan)
-    channels, slots = len(features), codes.shape[-1]
-    titles = [
-        f"image\n{tuple(image.shape)}",
-        f"encoder: {tuple(features.shape)}\n{min(64, channels)} of {channels} channels",
-        f"quantizer: {tuple(codes.shape)}\n{codes.numel()} codes in {slots} slots",
-        f"decoder\n{tuple(decoded.shape)}",
-    ]
-    figure, axes = plt.subplots(1, 4, figsize=(WIDTH, 2.8))
-    for axis, stage, title in zip(axes, (image, maps, grids[0], decoded), titles):
-        _show(axis, to_image_array(stage), title, cmap="nipy_spectral", vmin=0, vmax=1)
-        axis.axis("off")
     return figure
 
 

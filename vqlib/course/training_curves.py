@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from itertools import cycle
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -184,34 +183,3 @@ class LiveTraining:
             ylabel=self.label,
             xlim=(0, self.total),
         )
-
-
-def plot_bits_by_epoch(run: str | Path, baselines: dict[str, float]) -> Figure:
-    """Plot the bits per code of a prior's run on training and validation codes.
-
-    Args:
-        run: name or folder of the run.
-        baselines: bits per code of other models, by name; each is a horizontal line.
-
-    Raises:
-        DataError: there is no log, or it contains no step yet.
-    """
-    steps, epochs = read_log(run)
-    figure, axis = plt.subplots()
-    step_numbers, bits = [x["step"] for x in steps], [x["bits_per_code"] for x in steps]
-    axis.plot(step_numbers, bits, alpha=0.2)
-    means = moving_average(bits, 50)
-    axis.plot(step_numbers, means, color="C0", label="training, mean of 50 batches")
-    epoch_ends = [x["step"] for x in epochs]
-    held_out = [x["held_out"]["bits_per_code"] for x in epochs]
-    axis.plot(epoch_ends, held_out, "o-", color="C1", label="validation, after each epoch")
-    if held_out:
-        best = int(np.argmin(held_out))
-        label = "epoch whose weights are kept"
-        axis.plot(epoch_ends[best], held_out[best], "*", ms=15, color="C3", label=label)
-    styles = cycle((":", "--", "-.", (0, (6, 1))))
-    for style, (name, bits) in zip(styles, baselines.items(), strict=False):
-        axis.axhline(bits, color="grey", ls=style, label=f"{name}: {bits:.2f}")
-    axis.set(title="Bits per code", xlabel="step", ylabel="bits per code")
-    axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
-    return figure
