@@ -111,7 +111,7 @@ WRONG = {
                 "side = min(width, height)",
                 "return image.crop((0, 0, side, side)).resize((size, size))",
             ),
-            "not at the centre",
+            "not at the center",
         ),
         (
             _square(
@@ -137,7 +137,7 @@ WRONG = {
         (_input("((x - m) / s) / 255"), "before the division by 255"),
         (_input("(x // 255 - m) / s"), "integer division"),
         (_input("(x.float() - m) / s"), "as if they were in [0, 1]"),
-        (_input("x / 255"), "not normalised"),
+        (_input("x / 255"), "not normalized"),
         (
             "def to_input(images, mean, std):\n"
             "    b, h, w, _ = images.shape\n"
@@ -298,6 +298,13 @@ WRONG = {
                 "torch.arange(count)",
             ),
             "not shuffled",
+        ),
+        (
+            _epoch(
+                "make(seed, epoch)",
+                "torch.randint(8, (len(indices),), generator=make(seed, epoch, number))",
+            ),
+            "ignores zeros",
         ),
     ],
 }

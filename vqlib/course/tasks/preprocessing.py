@@ -100,13 +100,13 @@ def _look_at_weights(result: Tensor, counts: Tensor, inverse: Tensor) -> None:
     "01",
     given='''
     def to_square(image, size):
-        """The largest centred square of an image, PIL of any width and height, resized to
+        """The largest centered square of an image, PIL of any width and height, resized to
         size x size pixels. Returns a PIL image."""
         return image.resize((size, size))
     ''',
     solution='''
     def to_square(image, size):
-        """The largest centred square of an image, PIL of any width and height, resized to
+        """The largest centered square of an image, PIL of any width and height, resized to
         size x size pixels. Returns a PIL image."""
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
@@ -167,14 +167,14 @@ def _look_at_square(pixels: np.ndarray, width: int, height: int, case: str) -> N
             f"{side} pixels."
         )
     if abs(middle[0] / 255 - 0.5) > 0.03 or abs(middle[1] / 255 - 0.5) > 0.03:
-        raise Wrong(f"For {case}: the middle of the result is at {place}, not at the centre.")
+        raise Wrong(f"For {case}: the middle of the result is at {place}, not at the center.")
 
 
 @task(
     "01",
     given='''
     def to_input(images, mean, std):
-        """uint8 (B, H, W, 3) in 0..255 -> float32 (B, 3, H, W), normalised with the mean and the
+        """uint8 (B, H, W, 3) in 0..255 -> float32 (B, 3, H, W), normalized with the mean and the
         standard deviation of the channels, float (3,), which hold for pixels in [0, 1]."""
         images = images.permute(0, 3, 1, 2)
         images = (images - mean.view(3, 1, 1)) / std.view(3, 1, 1)
@@ -182,7 +182,7 @@ def _look_at_square(pixels: np.ndarray, width: int, height: int, case: str) -> N
     ''',
     solution='''
     def to_input(images, mean, std):
-        """uint8 (B, H, W, 3) in 0..255 -> float32 (B, 3, H, W), normalised with the mean and the
+        """uint8 (B, H, W, 3) in 0..255 -> float32 (B, 3, H, W), normalized with the mean and the
         standard deviation of the channels, float (3,), which hold for pixels in [0, 1]."""
         images = images.permute(0, 3, 1, 2) / 255
         return (images - mean.view(3, 1, 1)) / std.view(3, 1, 1)
@@ -215,16 +215,16 @@ def to_input(answer):
         if equals((first // 255 - m) / s):
             raise Wrong("An integer division: // 255 turns every pixel below 255 into 0.")
         if equals((first - m) / s):
-            raise Wrong("Pixels in 0..255 are normalised as if they were in [0, 1]. Divide by 255.")
+            raise Wrong("Pixels in 0..255 are normalized as if they were in [0, 1]. Divide by 255.")
         if equals(first / 255):
-            raise Wrong("The pixels are in [0, 1] but not normalised.")
+            raise Wrong("The pixels are in [0, 1] but not normalized.")
         if equals((images.view(len(images), 3, *size[1:]) / 255 - m) / s):
             raise Wrong(
-                "`view` and `reshape` keep the order of memory, where the three colours of a pixel "
-                "are neighbours. The channels have to be moved: permute(0, 3, 1, 2)."
+                "`view` and `reshape` keep the order of memory, where the three colors of a pixel "
+                "are neighbors. The channels have to be moved: permute(0, 3, 1, 2)."
             )
     case = f"images of shape {tuple(images.shape)}"
-    expect(result, expected, case, "Order: permute, to [0, 1], normalise.")
+    expect(result, expected, case, "Order: permute, to [0, 1], normalize.")
 
 
 @task(
@@ -409,6 +409,22 @@ def _look_at_groups(result: list, count: int, pairs: Sequence, case: str) -> Non
             raise Wrong(f"For {case}: {b} and {a} are different lesions but share a number.")
 
 
+class _RecordStates(TorchFunctionMode):
+    """Notices whether two different random calls start from the same state of a generator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: dict[bytes, str] = {}  # state -> the first call that started from it
+        self.shared = False
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if isinstance(generator := kwargs.get("generator"), Generator):
+            state, call = generator.get_state().numpy().tobytes(), f"{func} {args}"
+            self.shared |= self.calls.setdefault(state, call) != call
+        return func(*args, **kwargs)
+
+
 class _CountCalls(TorchFunctionMode):
     """Counts calls of PyTorch functions, which shows a loop over images."""
 
@@ -427,14 +443,16 @@ class _CountCalls(TorchFunctionMode):
     def transform_batch(images, choices):
         """Apply to each image of a batch, (B, C, S, S) of any dtype, the dihedral transform that
         `choices`, int64 (B,) in 0..7, names for it: choice % 4 quarter turns counter-clockwise,
-        and then, if choice >= 4, a horizontal flip. No loop over the images."""
+        and then, if choice >= 4, a horizontal flip. No loop over the images; a loop over
+        the eight transforms is allowed."""
         ...
     ''',
     solution='''
     def transform_batch(images, choices):
         """Apply to each image of a batch, (B, C, S, S) of any dtype, the dihedral transform that
         `choices`, int64 (B,) in 0..7, names for it: choice % 4 quarter turns counter-clockwise,
-        and then, if choice >= 4, a horizontal flip. No loop over the images."""
+        and then, if choice >= 4, a horizontal flip. No loop over the images; a loop over
+        the eight transforms is allowed."""
         out = torch.empty_like(images)
         for choice in range(8):
             chosen = choices == choice
@@ -566,15 +584,16 @@ def _draw(image: Tensor, result: Tensor, choice: int) -> None:
         "Give each batch a generator of its own, whose seed depends on seed, epoch and the number "
         "of the batch. (Or choose the transforms of the whole epoch before the loop.)",
         "seed + epoch is the same for seed 0, epoch 1 and for seed 1, epoch 0. "
-        "`int(np.random.SeedSequence((seed, epoch, number)).generate_state(1)[0])` makes one seed "
-        "of several numbers.",
+        "`int(np.random.SeedSequence((seed, epoch, number + 1)).generate_state(1)[0])` makes one "
+        "seed of several numbers. The + 1 leaves (seed, epoch, 0) for the order.",
     ),
     hides=("vqlib.data.batches",),
 )
 def epoch_batches(answer):
     count, size, seed = int(torch.randint(120, 160, ())), 16, int(torch.randint(1, 50, ()))
     state = torch.get_rng_state()
-    full = answer(count, size, seed, 3)
+    with _RecordStates() as recorded:
+        full = answer(count, size, seed, 3)
     if _unanswered(full):
         raise NotAttempted
     if not torch.equal(torch.get_rng_state(), state):
@@ -606,6 +625,13 @@ def epoch_batches(answer):
         for part, word in enumerate(("order", "transforms")):
             if torch.equal(*(torch.cat([b[part] for b in each]) for each in (full, other))):
                 raise Wrong(f"{name} the same {word}. Each (seed, epoch) needs its own.")
+    if recorded.shared:
+        raise Wrong(
+            "Two different random calls start from the same state of a generator, so the order and "
+            "the transforms of a batch use the same random numbers. A SeedSequence ignores zeros "
+            "at the end: (seed, epoch) and (seed, epoch, 0) are the same key. Use (seed, epoch, 0) "
+            "and (seed, epoch, number + 1)."
+        )
 
 
 def _look_at_epoch(batches: list, count: int, size: int) -> None:
@@ -634,10 +660,10 @@ add_quiz(
     "01.1",
     "Which two are melanomas (MEL)?",
     {
-        "A and B": "Half right: B is. A is a naevus.",
-        "B and C": "Right. Asymmetry and several colours are warning signs.",
-        "A and D": "No. Both are naevi.",
-        "C and D": "Half right: C is. D is a naevus.",
+        "A and B": "Half right: B is. A is a nevus.",
+        "B and C": "Right. Asymmetry and several colors are warning signs.",
+        "A and D": "No. Both are nevi.",
+        "C and D": "Half right: C is. D is a nevus.",
     },
 )
 
@@ -657,7 +683,7 @@ add_quiz(
     "01.3",
     "Which of the six can be undone exactly?",
     {
-        "all but Resize": "No. A rotation by an angle mixes pixels and cuts off the corners.",
+        "all but Resize": "No. A rotation by an angle loses pixels and cuts off the corners.",
         "the flips, ToTensor and Normalize": "Right, up to rounding. They move or rescale pixels.",
         "the flips only": "Nearly: ToTensor and Normalize only rescale the values, x -> ax + b.",
     },
