@@ -114,7 +114,7 @@ WRONG = {
         (
             "def tempered(logits, temperature):\n"
             "    return (logits.softmax(-1) / temperature).softmax(-1)",
-            "divide by T",
+            "Compare the odds",
         ),
         (
             "def tempered(logits, temperature):\n    return (logits * temperature).softmax(-1)",
@@ -175,7 +175,7 @@ WRONG = {
         (
             "def guided_logits(conditional, unconditional, guidance):\n"
             "    return unconditional + guidance * (conditional - unconditional)",
-            "other convention",
+            "w = 1 gives the conditional",
         ),
         (
             "def guided_logits(conditional, unconditional, guidance):\n"
@@ -186,7 +186,7 @@ WRONG = {
             "def guided_logits(conditional, unconditional, guidance):\n"
             "    c, u = conditional.softmax(-1), unconditional.softmax(-1)\n"
             "    return (1 + guidance) * c - guidance * u",
-            "combines logits",
+            "sum of logits",
         ),
         (
             "def guided_logits(conditional, unconditional, guidance):\n"

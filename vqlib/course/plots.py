@@ -181,18 +181,19 @@ def influence_map(axis: Axes, change: Tensor, centre: int, title: str) -> AxesIm
     return drawn
 
 
-def bits_per_position(bits: Tensor, title: str = "") -> Figure:
+def bits_per_position(bits: Tensor, title: str = "", low: float | None = None) -> Figure:
     """Bits per code at each position: one image for each slot, with a common colour scale.
 
     Args:
         bits: float (h, w, slots), such as the mean of `code_bits` over images.
+        low: lower end of the colour scale; None for the smallest value.
     """
     slots = bits.shape[-1]
     figure, axes = plt.subplots(1, slots, figsize=(WIDTH, 2.7), squeeze=False)
-    low, high = float(bits.min()), float(bits.max())
+    low = float(bits.min()) if low is None else low
     for slot, axis in enumerate(axes.flat):
         text = f"slot {slot}: {bits[..., slot].mean():.2f} bits"
-        heatmap = _show(axis, bits[..., slot], text, vmin=low, vmax=high, cmap="magma")
+        heatmap = _show(axis, bits[..., slot], text, vmin=low, vmax=float(bits.max()), cmap="magma")
     figure.colorbar(heatmap, ax=axes, label="bits per code", shrink=0.8)
     figure.suptitle(title, fontsize=11)
     return figure

@@ -485,7 +485,7 @@ add_quiz(
     "03.2",
     "In the deep decoder, what happens far from a position whose four codes are replaced?",
     {
-        "nothing changes": "No. Attention connects every position with every other.",
+        "nothing changes": "No. Attention and group normalization connect all positions.",
         "pixels change a little": "Right. The next figure shows how little.",
         "pixels change as much as nearby": "No. Nearby pixels change much more.",
     },

@@ -297,7 +297,8 @@ def conv_step(answer):
     hints=(
         "Call it with two different temperatures and compare the results. Why do they not differ?",
         "All probabilities are divided by the same number, and the last line divides by their sum. "
-        "What does the formula divide?",
+        "So the odds p(a) / p(b) stay as they were.",
+        "With logits, the odds are exp(l_a - l_b). What does the power 1 / T do to this exponent?",
     ),
     hides=("vqlib.sampling.filter_logits",),
 )
@@ -316,7 +317,7 @@ def tempered(answer):
                 )
             if not torch.allclose(p.sum(-1), torch.ones(p.shape[:-1]), atol=1e-4):
                 raise Wrong(f"For {case} the probabilities do not sum to 1.")
-        expect(p, expected, case, "Which quantity does the formula divide by T?")
+        expect(p, expected, case, "Compare the odds of two codes before and after.")
     flat = 1 + torch.rand(3, 16)  # exp(flat / 0.01) and p ** (1 / 0.01) leave the range
     p = answer(flat, 0.01)
     if not p.isfinite().all():
@@ -396,29 +397,32 @@ def nucleus(answer):
     "05",
     given='''
     def guided_logits(conditional, unconditional, guidance):
-        """Classifier-free guidance: two tensors of logits (n, K) -> (n, K)."""
-        return conditional + (1 + guidance) * (unconditional - conditional)
+        """Classifier-free guidance with w = guidance: two tensors of logits (n, K) -> (n, K)."""
+        ...
     ''',
     solution='''
     def guided_logits(conditional, unconditional, guidance):
-        """Classifier-free guidance: two tensors of logits (n, K) -> (n, K)."""
+        """Classifier-free guidance with w = guidance: two tensors of logits (n, K) -> (n, K)."""
         return unconditional + (1 + guidance) * (conditional - unconditional)
     ''',
     hints=(
-        "Insert guidance = 0 into the code. Which of the two logits are left? Which should be?",
-        "The step starts at the unconditional logits and goes in the direction of the conditional "
-        "ones, 1 + guidance times as far as they are.",
+        "Logits are log-probabilities up to a constant, and a softmax ignores a constant. "
+        "Take the logarithm of p(k | y) p(y | k)^w.",
+        "Replace p(y | k) by p(k | y) / p(k) first. The factor p(y) is the same for all codes.",
     ),
     hides=("vqlib.sampling.sample",),
 )
 def guided_logits(answer):
     c, u = 2 * torch.randn(2, 3, 7)
-    p0 = answer(c, u, 0.0).softmax(-1)
+    result = answer(c, u, 0.0)
+    if not isinstance(result, Tensor):
+        expect(result, c, "guidance = 0", "")
+    p0 = result.softmax(-1)
     if torch.allclose(p0, u.softmax(-1), atol=1e-5):
         if torch.allclose(answer(c, u, 1.0).softmax(-1), c.softmax(-1), atol=1e-5):
             raise Wrong(
-                "This is the other convention, in which 1 gives the conditional distribution. In "
-                "the formula above, guidance = 0 does."
+                "This is p(k) p(y | k)^w, in which w = 1 gives the conditional distribution. In "
+                "the definition above, w = 0 does."
             )
         raise Wrong(
             "For guidance = 0 the result is the unconditional distribution; it should be the "
@@ -435,13 +439,13 @@ def guided_logits(answer):
         if torch.allclose(result, mixed, atol=1e-5):
             raise Wrong(
                 f"For guidance = {w} probabilities are combined, which gives values as low as "
-                f"{mixed.min():.2f}. The formula combines logits."
+                f"{mixed.min():.2f}. A product of probabilities is a sum of logits."
             )
         expect(
             result.softmax(-1),
             ((1 + w) * c - w * u).softmax(-1),
             f"guidance = {w} (after a softmax)",
-            "From the unconditional logits, 1 + guidance times the difference.",
+            "Take the logarithm of p(k | y) p(y | k)^w.",
         )
 
 
