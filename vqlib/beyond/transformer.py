@@ -169,7 +169,7 @@ class CodeTransformer(nn.Module):
                 f"codes must be int64 (B, {rows}, {columns}, {self.slots}), got {codes.dtype} "
                 f"{tuple(codes.shape)}"
             )
-        check_codes(codes, self.num_embeddings)
+        check_codes(codes, self.num_embeddings, self.slots)
         offsets = self.num_embeddings * torch.arange(self.slots, device=codes.device)
         return self.embedding(codes + offsets).flatten(1, 2)
 
