@@ -116,19 +116,19 @@ def loss_terms() -> Axes:
 
 
 def loss_gradients(axes: Axes, z: Tensor, e: Tensor, moves: list[Tensor], title: str) -> None:
-    """On a plane: features, their codebook vectors, and the direction in which each is moved.
+    """On a plane: sub-vectors, their codebook vectors, and the direction in which each is moved.
 
     Args:
-        z: float (N, 2), features, with one codebook vector each.
+        z: float (N, 2), sub-vectors, with one codebook vector each.
         e: float (N, 2).
         moves: the negative gradients at z and at e, float (N, 2) each.
         title: of the axes.
     """
-    axes.plot(*z.detach().T, "o", color="#1f77b4", ms=5, label="features z")
+    axes.plot(*z.detach().T, "o", color="#1f77b4", ms=5, label="sub-vectors z")
     axes.plot(*e.detach().T, "s", color="#2ca02c", ms=9, alpha=0.6, label="codebook vectors e")
     arrows = {"angles": "xy", "scale_units": "xy", "scale": 1, "color": BACKWARD, "zorder": 3}
     for points, move in zip((z.detach(), e.detach()), moves, strict=True):
         if move.any():
-            axes.quiver(*points.T, *move.T, width=0.009, **arrows)
+            axes.quiver(*points.T, *move.T, width=0.007, **arrows)
     axes.set(title=title, aspect="equal", xlim=(-2.2, 2.2), ylim=(-1.6, 1.6))
     axes.set(xlabel="first component", ylabel="second component")
