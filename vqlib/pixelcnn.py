@@ -98,7 +98,7 @@ class MaskedConv2d(nn.Conv2d):
 
 
 class SlotLayerNorm(nn.Module):
-    """Layer normalisation over the channels of one slot at one position.
+    """Layer normalization over the channels of one slot at one position.
 
     It preserves causality, because it combines only values that the masks allow to be combined.
     BatchNorm in train() mode subtracts a mean over all positions, including later ones, and so
@@ -123,7 +123,7 @@ class ResidualMaskedConv2d(nn.Module):
     """x + ReLU(norm(masked 3x3 convolution of x)), with mask "B".
 
     Args:
-        norm: function from a number of channels to a normalisation layer; the report uses
+        norm: function from a number of channels to a normalization layer; the report uses
             nn.BatchNorm2d.
         dropout: dropout rate at the end of the residual branch.
     """
@@ -138,7 +138,7 @@ class ResidualMaskedConv2d(nn.Module):
 
     def forward(self, x: Tensor, conditional_bias: Tensor | float = 0.0) -> Tensor:
         """Features (B, C, h, w) to the same shape; `conditional_bias` (B, C, 1, 1) is added before
-        the normalisation."""
+        the normalization."""
         return x + self.dropout(F.relu(self.norm(self.conv(x) + conditional_bias)))
 
 
@@ -238,7 +238,7 @@ class GatedBlock(nn.Module):
         Args:
             v_stack: float (B, C, h, w); row r depends on the rows of codes above r only.
             h_stack: float (B, C, h, w).
-            conditional_bias: float (B, 2C, 1, 1), added before the normalisation.
+            conditional_bias: float (B, 2C, 1, 1), added before the normalization.
 
         Returns:
             New v_stack and h_stack, of the same shapes.
@@ -264,7 +264,7 @@ class PixelCNN(nn.Module):
 
     It differs from the report's prior in these points: an embedding of each code as input instead
     of the quantizer's vectors; four ordered slots per position; a categorical distribution over all
-    codes as output; conditioning on the class; two stacks without a blind spot; and a normalisation
+    codes as output; conditioning on the class; two stacks without a blind spot; and a normalization
     that preserves causality.
 
     Args:

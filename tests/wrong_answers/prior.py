@@ -139,6 +139,14 @@ WRONG = {
         (block("self.left(h_stack)", "self.horizontal(h_stack)"), "position itself"),
         (block(" + conditional_bias", ""), "class"),
         (block("a.tanh()", "a"), "gated linear unit"),
+        (
+            block("self.halves(v_features)", "v_features.chunk(2, 1)"),
+            "vertical stack: did you split with `halves`?",
+        ),
+        (
+            block("self.halves(h_features)", "h_features.chunk(2, 1)"),
+            "horizontal stack: did you split with `halves`?",
+        ),
         (block("a.tanh() * b.sigmoid()", "b.tanh() * a.sigmoid()"), "exchanged"),
         (block("self.horizontal_out(a.tanh() * b.sigmoid())", "a.tanh() * b.sigmoid()"), "_out"),
         (

@@ -66,7 +66,7 @@ WRONG = {
         (
             "def squared_distances(features, codebook):\n"
             "    return (features.pow(2).sum(1) - 2 * codebook @ features.T).T",
-            "features",
+            "mixed term",
         ),
         (
             "def squared_distances(features, codebook):\n    return features.mul_(0) @ codebook.T",
@@ -205,6 +205,11 @@ WRONG = {
         ),
         (
             "def vq_losses(z, quantized):\n"
+            "    loss = F.mse_loss(quantized, z)\n    return loss, loss",
+            "moves both",
+        ),
+        (
+            "def vq_losses(z, quantized):\n"
             "    loss = F.mse_loss(quantized.detach(), z.detach())\n    return loss, loss",
             "moves nothing",
         ),
@@ -237,6 +242,14 @@ WRONG = {
                 "nn.BatchNorm2d(channels[i + 1]), nn.ReLU()]", "nn.BatchNorm2d(channels[i + 1])]"
             ),
             "in this order",
+        ),
+        (
+            encoder().replace(
+                "layers += [nn.BatchNorm2d(channels[i + 1]), nn.ReLU()]",
+                "layers[-1] = nn.Sequential(\n                "
+                "layers[-1], nn.BatchNorm2d(channels[i + 1]), nn.ReLU())",
+            ),
+            "same names",
         ),
         ("def build_encoder():\n    return vqlib.Encoder()", "calls vqlib.vqvae.Encoder"),
     ],

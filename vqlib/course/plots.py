@@ -18,6 +18,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 from PIL import Image
 from torch import Tensor
 
@@ -216,8 +217,10 @@ def voronoi_regions(
     extent = (-span, span, -span, span)
     axis.imshow(regions, origin="lower", extent=extent, cmap="Set3", alpha=0.7, vmin=0, vmax=11)
     axis.plot(*points.T, ".", ms=2, color="0.35")
+    outline = [withStroke(linewidth=3, foreground="white")]  # readable on top of the points
     for code, (x, y) in enumerate(codebook.tolist()):
-        axis.text(x, y, str(code), ha="center", va="center", weight="bold", clip_on=True)
+        text = axis.text(x, y, str(code), ha="center", va="center", weight="bold", clip_on=True)
+        text.set_path_effects(outline)
     axis.set(title=title, xlim=(-span, span), ylim=(-span, span), aspect="equal")
     axis.grid(False)
 

@@ -9,6 +9,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
@@ -36,8 +37,9 @@ def raster_order(row: int = 1, column: int = 2, slot: int = 1, side: int = 4) ->
         axes.add_patch(Rectangle((6.3 + 1.6 * s, 1.7), 1.5, 1.5, fc=colour, ec="#444444"))
         axes.text(7.05 + 1.6 * s, 2.45, f"slot {s}\ncode {current - slot + s}", color=text,
                   ha="center", va="center", fontsize=10)  # fmt: skip
-        if s:
-            arrow(axes, (6.9 + 1.6 * (s - 1), 1.65), (7.2 + 1.6 * s, 1.65), bend=0.35)
+        for earlier in range(s):  # each slot depends on all earlier ones
+            start, end = (7.2 + 1.6 * earlier, 1.65), (6.75 + 1.6 * s + 0.2 * (s - earlier), 1.65)
+            arrow(axes, start, end, bend=0.3)
     axes.text(9.5, 3.45, f"the position in row {row}, column {column}", ha="center", fontsize=10)
     arrow(axes, (1.4 + column, 3.85 - row), (6.2, 2.45))
     for x, colour, name in (
@@ -45,14 +47,15 @@ def raster_order(row: int = 1, column: int = 2, slot: int = 1, side: int = 4) ->
         (8.4, OUTPUT, "current"),
         (10.5, LATER, "later"),
     ):
-        axes.add_patch(Rectangle((x, 0.2), 0.35, 0.35, fc=colour, ec="#444444"))
-        axes.text(x + 0.5, 0.37, name, va="center", fontsize=10)
+        axes.add_patch(Rectangle((x, 0.05), 0.35, 0.35, fc=colour, ec="#444444"))
+        axes.text(x + 0.5, 0.22, name, va="center", fontsize=10)
     return axes
 
 
 def masks() -> Figure:
     """Masks A and B: of a 5 x 5 kernel with one slot, and at the centre of one with four slots."""
     figure, all_axes = plt.subplots(1, 4, figsize=(WIDTH, 2.9))
+    figure.get_layout_engine().set(wspace=0.08)
     colours = ListedColormap([LATER, SEEN])
     for axes, (kind, slots) in zip(all_axes, (("A", 1), ("B", 1), ("A", 4), ("B", 4)), strict=True):
         mask = MaskedConv2d(kind, slots, slots, kernel_size=5, slots=slots).mask
@@ -99,10 +102,11 @@ def receptive_field(axes: Axes, seen: Tensor, row: int, column: int, title: str)
 def _legend(figure: Figure, leaks: bool) -> None:
     names = {OUTPUT: "predicted", SEEN: "earlier, seen", NOT_SEEN: "earlier, not seen"}
     patches = [Rectangle((0, 0), 1, 1, fc=colour, ec="#444444") for colour in (*names, LATER)]
-    later = "later (x: seen all the same)" if leaks else "later"
-    figure.legend(
-        patches, [*names.values(), later], ncols=4, loc="outside lower center", fontsize=9
-    )
+    labels = [*names.values(), "later"]
+    if leaks:
+        patches.append(Line2D([], [], marker="x", color=OUTPUT, ls="", mew=2))
+        labels.append("seen, although not allowed")
+    figure.legend(patches, labels, ncols=5, loc="outside lower center", fontsize=8)
 
 
 def vertical_field(

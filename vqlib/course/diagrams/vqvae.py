@@ -88,7 +88,7 @@ def straight_through() -> Axes:
     arrow(axes, (14.5, y), (11.5, y), bend=-0.5, **path)
     arrow(axes, (11.4, y), (4.9, y), bend=-0.26, **path)
     arrow(axes, (4.7, y), (1.5, y), bend=-0.5, **path)
-    axes.text(8, 5.0, "forward: the decoder gets z + (e - z) = e", ha="center", color=FORWARD)
+    axes.text(8, 5.0, "forward: the decoder gets the value of e", ha="center", color=FORWARD)
     text = "backward: the gradient at e is copied to z, past the nearest-vector step"
     axes.text(8, 0.25, text, ha="center", color=BACKWARD)
     return axes
@@ -116,17 +116,19 @@ def loss_terms() -> Axes:
 
 
 def loss_gradients(axes: Axes, z: Tensor, e: Tensor, moves: list[Tensor], title: str) -> None:
-    """On a plane: features, their codebook vectors, and the direction in which each is moved.
+    """On a plane: sub-vectors, their codebook vectors, and the direction in which each is moved.
 
     Args:
-        z: float (N, 2), features, with one codebook vector each.
+        z: float (N, 2), sub-vectors, with one codebook vector each.
         e: float (N, 2).
         moves: the negative gradients at z and at e, float (N, 2) each.
         title: of the axes.
     """
-    axes.plot(*z.detach().T, "o", color="#1f77b4", ms=5, label="features z")
-    axes.plot(*e.detach().T, "s", color="#2ca02c", ms=9, label="codebook vectors e")
+    axes.plot(*z.detach().T, "o", color="#1f77b4", ms=5, label="sub-vectors z")
+    axes.plot(*e.detach().T, "s", color="#2ca02c", ms=9, alpha=0.6, label="codebook vectors e")
+    arrows = {"angles": "xy", "scale_units": "xy", "scale": 1, "color": BACKWARD, "zorder": 3}
     for points, move in zip((z.detach(), e.detach()), moves, strict=True):
-        axes.quiver(*points.T, *move.T, angles="xy", scale_units="xy", scale=1, color=BACKWARD)
+        if move.any():
+            axes.quiver(*points.T, *move.T, width=0.007, **arrows)
     axes.set(title=title, aspect="equal", xlim=(-2.2, 2.2), ylim=(-1.6, 1.6))
     axes.set(xlabel="first component", ylabel="second component")

@@ -133,6 +133,14 @@ def teacher_forcing(answer):
     expect(inputs, expected, f"the inputs of {case}", "The input at step i is the code i - 1.")
 
 
+def inputs_as_found(codes: Tensor, start: int) -> tuple[Tensor, Tensor]:
+    """The code that `teacher_forcing` is given as, for figures that must not change with it."""
+    targets = codes.flatten(1)
+    inputs = targets.clone()
+    inputs[:, 0] = start
+    return inputs, targets
+
+
 @task(
     "04",
     given='''
@@ -343,7 +351,12 @@ def vertical_layer(answer):
     rows = F.conv2d(F.pad(x, (3, 3, 3, 0)), weight)  # row r reads the rows r-3..r-1; h + 1 rows
     got = answer(x, weight)
     case = f"a map of {h} rows and {w} columns"
-    if isinstance(got, Tensor) and got.shape == (b, c, h, w):
+    if isinstance(got, Tensor) and got.shape != (b, c, h, w):
+        raise Wrong(
+            f"For {case} the shape should be {(b, c, h, w)}, not {tuple(got.shape)}: one output "
+            "row for each row of x, and one output column for each column."
+        )
+    if isinstance(got, Tensor):
         got = got.detach()
 
         def same(other: Tensor) -> bool:
@@ -391,7 +404,10 @@ def vertical_layer(answer):
             return self.horizontal(F.pad(h_stack, (1, 0))[..., :-1])
 
         def forward(self, v_stack, h_stack, conditional_bias):
-            """New v_stack and h_stack, float (B, p, H, W); conditional_bias is (B, 2p, 1, 1)."""
+            """New v_stack and h_stack, float (B, p, H, W); conditional_bias is (B, 2p, 1, 1).
+
+            Both stacks split their 2p features with `halves`.
+            """
             ...
     ''',
     solution='''
@@ -421,7 +437,10 @@ def vertical_layer(answer):
             return self.horizontal(F.pad(h_stack, (1, 0))[..., :-1])
 
         def forward(self, v_stack, h_stack, conditional_bias):
-            """New v_stack and h_stack, float (B, p, H, W); conditional_bias is (B, 2p, 1, 1)."""
+            """New v_stack and h_stack, float (B, p, H, W); conditional_bias is (B, 2p, 1, 1).
+
+            Both stacks split their 2p features with `halves`.
+            """
             v_features = self.above(v_stack)
             h_features = self.left(h_stack) + self.center(h_stack) + conditional_bias
             h_features = h_features + self.vertical_to_horizontal(v_features)
@@ -461,6 +480,7 @@ def TwoStackBlock(answer):
             ("In the vertical stack tanh and sigmoid are exchanged.", {"swapped": True}),
             ("The vertical stack is not gated by tanh and sigmoid.", {"first": torch.relu}),
             ("The gate has no tanh: this is a gated linear unit.", {"first": lambda x: x}),
+            ("The vertical stack: did you split with `halves`?", {"halves": False}),
         ):
             if torch.allclose(v_got, reference(*arguments, **options)[0], rtol=1e-4, atol=1e-5):
                 raise Wrong(text)
@@ -477,6 +497,7 @@ def TwoStackBlock(answer):
                 {"shift": False},
             ),
             ("horizontal_out is missing in the horizontal stack.", {"out": False}),
+            ("The horizontal stack: did you split with `halves`?", {"halves": False}),
         ):
             if torch.allclose(h_got, reference(*arguments, **options)[1], rtol=1e-4, atol=1e-5):
                 raise Wrong(text)
@@ -511,9 +532,11 @@ class _ReferenceBlock(nn.Module):
         center=1.0,
         shift=True,
         out=True,
+        halves=True,
     ) -> tuple[Tensor, Tensor]:
         def gate(features: Tensor) -> Tensor:
-            a, b = features.unflatten(1, (self.slots, 2, -1)).unbind(2)
+            slots = self.slots if halves else 1
+            a, b = features.unflatten(1, (slots, 2, -1)).unbind(2)
             a, b = (b, a) if swapped else (a, b)
             return (first(a) * b.sigmoid()).flatten(1, 2)
 

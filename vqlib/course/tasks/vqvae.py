@@ -41,22 +41,22 @@ def _equals(actual: Any, other: Tensor) -> bool:
 @task(
     "02",
     given='''
-    def squared_distances(features, codebook):
+    def squared_distances(vectors, codebook):
         """Squared Euclidean distances: (N, D) and (K, D) -> (N, K)."""
         ...
     ''',
     solution='''
-    def squared_distances(features, codebook):
+    def squared_distances(vectors, codebook):
         """Squared Euclidean distances: (N, D) and (K, D) -> (N, K)."""
         return (
-            features.pow(2).sum(1, keepdim=True)
-            - 2 * features @ codebook.T
+            vectors.pow(2).sum(1, keepdim=True)
+            - 2 * vectors @ codebook.T
             + codebook.pow(2).sum(1)
         )
     ''',
     hints=(
         "Expand the square: ||z - e||² = ||z||² - 2 z·e + ||e||².",
-        "All the products z·e together are one matrix product: features @ codebook.T, (N, K).",
+        "All the products z·e together are one matrix product: vectors @ codebook.T, (N, K).",
         "||z||² has shape (N, 1), ||e||² has shape (K,); broadcasting does the rest.",
     ),
     hides=("vqlib.quantizer.nearest_codes", "torch.cdist", "torch.functional.cdist"),
@@ -72,7 +72,7 @@ def squared_distances(answer):
     if _equals(actual, expected / d):
         raise Wrong("These are means over the D dimensions; a squared distance is their sum.")
     idea = "Expand the square and look at the sign and the factor of the mixed term."
-    expect(actual, expected, f"{n} features and {k} codebook vectors of {d} numbers", idea)
+    expect(actual, expected, f"{n} vectors and {k} codebook vectors of {d} numbers", idea)
     if largest.size > max(n * k, n * d, k * d):
         raise Wrong(
             f"The values are right, but the code makes a tensor of {largest.size} elements, "
@@ -84,25 +84,25 @@ def squared_distances(answer):
 @task(
     "02",
     given='''
-    def nearest_code(features, codebook, chunk=256):
-        """Code of each feature: (N, D) and (K, D) -> int64 (N,).
+    def nearest_code(vectors, codebook, chunk=256):
+        """Code of each vector: (N, D) and (K, D) -> int64 (N,).
 
         Never holds more than chunk x K distances at one time.
         """
         ...
     ''',
     solution='''
-    def nearest_code(features, codebook, chunk=256):
-        """Code of each feature: (N, D) and (K, D) -> int64 (N,).
+    def nearest_code(vectors, codebook, chunk=256):
+        """Code of each vector: (N, D) and (K, D) -> int64 (N,).
 
         Never holds more than chunk x K distances at one time.
         """
-        codes = [squared_distances(part, codebook).argmin(1) for part in features.split(chunk)]
+        codes = [squared_distances(part, codebook).argmin(1) for part in vectors.split(chunk)]
         return torch.cat(codes)
     ''',
     hints=(
-        "The code of a feature is the index of the smallest of its K distances.",
-        "features.split(chunk) gives the features in parts of at most `chunk` rows.",
+        "The code of a vector is the index of the smallest of its K distances.",
+        "vectors.split(chunk) gives the vectors in parts of at most `chunk` rows.",
         "Take the argmin over the codebook, dimension 1, of each part, and torch.cat the results.",
     ),
     hides=("vqlib.quantizer.nearest_codes", "torch.cdist", "torch.functional.cdist"),
@@ -117,21 +117,21 @@ def nearest_code(answer):
         raise Wrong("These are the codes of the farthest codebook vectors, not of the nearest.")
     if isinstance(actual, Tensor) and actual.shape == (k,):
         raise Wrong(
-            "This is the nearest feature of each codebook vector, shape (K,). Asked for is the "
-            "nearest codebook vector of each feature: over which dimension is the argmin?"
+            "This is the nearest vector of each codebook vector, shape (K,). Asked for is the "
+            "nearest codebook vector of each vector: over which dimension is the argmin?"
         )
     if isinstance(actual, Tensor) and actual.shape == (n // chunk * chunk,):
         raise Wrong(f"{n % chunk} codes are missing: the last chunk may be smaller.")
     expect(
         actual,
         distances.argmin(1),
-        f"{n} features, {k} codebook vectors and chunks of {chunk}",
-        "Each chunk gives the argmin of its own distances; the codes are in the order of features.",
+        f"{n} vectors, {k} codebook vectors and chunks of {chunk}",
+        "Each chunk gives the argmin of its own distances, in the order of the vectors.",
     )
     if largest.size > max(n * d, chunk * k):
         raise Wrong(
             f"The codes are right, but a tensor of {largest.size} elements is made, where "
-            f"chunk x K = {chunk * k} distances are allowed at one time. Go through the features "
+            f"chunk x K = {chunk * k} distances are allowed at one time. Go through the vectors "
             "in parts of `chunk` rows."
         )
 
@@ -289,8 +289,8 @@ def straight_through(answer):
     given='''
     def vq_losses(z, quantized):
         """(codebook loss, commitment loss), both not yet weighted, as means over all elements."""
-        codebook_loss = F.mse_loss(quantized.detach(), z)
-        commitment_loss = F.mse_loss(quantized, z.detach())
+        squared_error = F.mse_loss(quantized, z)  # the same value for both losses
+        codebook_loss, commitment_loss = squared_error.detach(), squared_error
         return codebook_loss, commitment_loss
     ''',
     solution='''
@@ -301,7 +301,8 @@ def straight_through(answer):
         return codebook_loss, commitment_loss
     ''',
     hints=(
-        "Both losses have the same value. They differ in what they move.",
+        "Both losses have the same value, but they differ in what they move: each needs an "
+        "expression of its own.",
         "detach() is the stop-gradient sg[...]: what is detached does not move.",
         "The codebook loss moves the codebook vectors, so z is the one to detach.",
     ),
@@ -421,14 +422,14 @@ def ema_update(answer):
     "02",
     given='''
     def build_encoder():
-        """The encoder of the table: images (B, 3, H, W) -> features (B, 256, H/32, W/32)."""
+        """The encoder of the diagram: images (B, 3, H, W) -> features (B, 256, H/32, W/32)."""
         layers = []
         ...
         return nn.Sequential(*layers)
     ''',
     solution='''
     def build_encoder():
-        """The encoder of the table: images (B, 3, H, W) -> features (B, 256, H/32, W/32)."""
+        """The encoder of the diagram: images (B, 3, H, W) -> features (B, 256, H/32, W/32)."""
         layers = []
         channels = (3, 32, 64, 128, 256, 256)
         for i in range(5):
@@ -438,7 +439,7 @@ def ema_update(answer):
         return nn.Sequential(*layers)
     ''',
     hints=(
-        "A loop over the five rows of the table; each appends a convolution to `layers`.",
+        "A loop over the five arrows of the encoder; each appends a convolution to `layers`.",
         "nn.Conv2d(c_in, c_out, 4, stride=2, padding=p): (H + 2p - 4) / 2 + 1 must be H / 2.",
         "BatchNorm2d and ReLU follow the first four convolutions only.",
     ),
@@ -452,7 +453,7 @@ def build_encoder(answer):
     modules = list(encoder.modules())
     convolutions = [m for m in modules if isinstance(m, nn.Conv2d)]
     if len(convolutions) != 5:
-        raise Wrong(f"The table has five convolutions, the encoder has {len(convolutions)}.")
+        raise Wrong(f"The diagram has five convolutions, the encoder has {len(convolutions)}.")
     for row, (own, other) in enumerate(
         zip(convolutions, [m for m in reference if isinstance(m, nn.Conv2d)], strict=True), 1
     ):
@@ -468,7 +469,7 @@ def build_encoder(answer):
     features = encoder(images)
     if features.shape == (2, 256, 2, 3) and features.min() >= 0:
         raise Wrong(
-            "The features are never negative: a ReLU follows the last convolution, where the table "
+            "The features are never negative: a ReLU follows the last convolution, which "
             "has none. The quantizer needs features of both signs."
         )
     own_parameters = list(encoder.parameters())
@@ -480,6 +481,11 @@ def build_encoder(answer):
             other.copy_(own)
     idea = "BatchNorm, then ReLU, after the first four convolutions, in this order."
     expect(features, reference(images), "images of 64 x 96 pixels", idea, atol=1e-4, rtol=1e-3)
+    if list(encoder.state_dict()) != list(reference.state_dict()):
+        raise Wrong(
+            "Put all layers into one nn.Sequential without inner ones, so that the weights have "
+            "the same names as the library's and can be loaded."
+        )
 
 
 @task(
@@ -578,8 +584,8 @@ add_quiz(
     "The quantizer returns the nearest codebook vectors. Which gradient of the reconstruction "
     "loss reaches z?",
     {
-        "the exact gradient": "No. The output is constant in z except where the nearest vector "
-        "changes, and there it jumps.",
+        "a small but nonzero gradient": "No. The output is constant in z except where the nearest "
+        "vector changes, and there it jumps: the derivative is zero almost everywhere.",
         "a random one": "No. PyTorch computes exact derivatives of what it records.",
         "none": "Right. The index comes from argmin, which has no derivative: PyTorch records no "
         "connection between the output and z.",
@@ -594,8 +600,10 @@ add_quiz(
     {
         "the codebook, as it should": "No. In straight_through the codebook vectors are "
         "detached, so nothing computed from its result has a gradient at the codebook.",
-        "the encoder": "Right. The result of straight_through has its gradient at z. The "
-        "codebook never learns, while the reconstruction loss still goes down.",
+        "the encoder": "Right. The result of straight_through has its gradient at z: 2 (e - z) / n "
+        "here. Descent therefore pushes z away from e, with weight 1, against 0.25 of the "
+        "commitment loss. The codebook never learns. The symptom is a vq_loss that explodes, while "
+        "the reconstruction loss falls.",
         "nothing": "Not quite: the result of straight_through has a gradient, at z.",
     },
 )
