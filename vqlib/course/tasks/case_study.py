@@ -630,7 +630,7 @@ add_quiz(
     "Judge each line before you open its reply. Which of the seven is right as it stands?",
     {
         "(1) the network's output at a position": "Wrong. Which input does the network receive at "
-        "the 64 positions? Task 9 is about this line.",
+        "the 64 positions?",
         "(2) softmax over the output": "Wrong. It is taken over channels, and a channel is a "
         "coordinate of a vector: not a logit.",
         "(3) a sample from these probabilities": "Wrong. The number of a channel is used as a "
