@@ -35,7 +35,7 @@ def split_images(lesions, test_fraction):
 LOSS = "def prior_loss(logits, codes, codebook):\n    return "
 HEAD = """\
 class CodeHead(nn.Module):
-    def __init__(self, channels, slots, num_embeddings, embedding_dim):
+    def __init__(self, channels, slots, num_embeddings):
         super().__init__()
         self.slots, self.k = slots, num_embeddings
         self.out = nn.Conv2d(channels, {outputs}, kernel_size=1)
@@ -225,7 +225,7 @@ WRONG = {
         ),
         (
             HEAD.format(
-                outputs="slots * embedding_dim",
+                outputs="slots * 4",
                 logits="F.pad(self.out(x).movedim(1, -1).unflatten(-1, (self.slots, -1)), (0, "
                 "self.k - self.out.out_channels // self.slots))",
             ),
@@ -237,6 +237,20 @@ WRONG = {
                 logits="self.out(x).reshape(len(x), *x.shape[2:], self.slots, self.k)",
             ),
             "not moved last",
+        ),
+        (
+            HEAD.format(
+                outputs="slots * 64",
+                logits="self.out(x).movedim(1, -1).unflatten(-1, (self.slots, -1))",
+            ),
+            "one logit for each code",
+        ),
+        (
+            HEAD.format(
+                outputs="slots * num_embeddings",
+                logits="self.out(x).movedim(1, -1).unflatten(-1, (self.slots, -1)).softmax(-1)",
+            ),
+            "These are probabilities",
         ),
         (
             HEAD.format(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -107,11 +107,11 @@ class LiveTraining:
         label: str | None = None,
         every: float = 2.0,
         with_images: bool = True,  # False for a prior, which has no images
-        lower_bound: float | None = None,  # of the value, shown as a line
+        references: Mapping[str, float] | None = None,  # name -> value, shown as lines
     ) -> None:
         self.key, self.label, self.every = key, label or key.replace("_", " "), every
         self.with_images = with_images
-        self.lower_bound = lower_bound
+        self.references = dict(references or {})
 
     def start(self, title: str, total: int, done: int) -> None:
         from IPython.display import display
@@ -170,9 +170,8 @@ class LiveTraining:
         if self.values:
             held_out = [(s, logs[self.key]) for s, logs in self.held_out if self.key in logs]
             _plot_values(axis, self.key, step_numbers, self.values, held_out)
-            if self.lower_bound is not None:
-                label = f"lower bound {self.lower_bound:.3f}"
-                axis.axhline(self.lower_bound, color="C3", ls="--", label=label)
+            for i, (name, value) in enumerate(self.references.items()):
+                axis.axhline(value, color=f"C{3 + i}", ls="--", label=f"{name} {value:.3f}")
             axis.legend(fontsize=8, loc="best")
         done, remaining = self.current_step - self.first_step, self.total - self.current_step
         seconds_left = (self.last_draw_time - self.start_time) / done * remaining if done else 0.0

@@ -26,6 +26,8 @@ PRIOR_ROW = [
 def report_system() -> None:
     """Two rows of boxes, the VQ-VAE above the prior, each box with the tasks that examine it."""
     axes = canvas(18, 7.2, "The system of the report, and the tasks that examine its parts")
+    legend = "blue: data   orange: layers   green: codes and numbers used as codes   red: loss"
+    axes.text(9, 0.0, legend, ha="center", va="bottom", fontsize=8.5)
     rows = ((4.2, "VQ-VAE", VQVAE_ROW), (0.6, "Prior and sampling", PRIOR_ROW))
     for y, name, row in rows:
         axes.text(0.2, y + 2.15, name, ha="left", va="bottom", fontsize=10, weight="bold")

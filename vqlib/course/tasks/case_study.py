@@ -262,14 +262,16 @@ def loss_lower_bound(answer):
     given='''
     def encode_images(encoder, images, batch_size):
         """Features of images (N, 3, H, W), computed in batches. The features of an image do not
-        depend on the other images, and the encoder is left as it was."""
+        depend on the other images. The encoder is in the same mode, train() or eval(), as before,
+        and no statistics are updated."""
         with torch.no_grad():
             return torch.cat([encoder(batch) for batch in images.split(batch_size)])
     ''',
     solution='''
     def encode_images(encoder, images, batch_size):
         """Features of images (N, 3, H, W), computed in batches. The features of an image do not
-        depend on the other images, and the encoder is left as it was."""
+        depend on the other images. The encoder is in the same mode, train() or eval(), as before,
+        and no statistics are updated."""
         was_training = encoder.training
         encoder.eval()
         with torch.no_grad():
@@ -320,7 +322,8 @@ def encode_images(answer):
     given='''
     def split_images(lesions, test_fraction):
         """lesions: int64 (N,), the lesion that each image shows -> indices of the training images
-        and of the test images. A lesion is on one side only, and every image on one."""
+        and of the test images. A lesion is on one side only, and every image on one.
+        test_fraction: the share of the lesions (not of the images) in the test set."""
         order = torch.randperm(len(lesions))
         num_test = round(test_fraction * len(lesions))
         return order[num_test:], order[:num_test]
@@ -328,7 +331,8 @@ def encode_images(answer):
     solution='''
     def split_images(lesions, test_fraction):
         """lesions: int64 (N,), the lesion that each image shows -> indices of the training images
-        and of the test images. A lesion is on one side only, and every image on one."""
+        and of the test images. A lesion is on one side only, and every image on one.
+        test_fraction: the share of the lesions (not of the images) in the test set."""
         names = lesions.unique()
         order = torch.randperm(len(names))
         test_lesions = names[order[: round(test_fraction * len(names))]]
@@ -428,19 +432,19 @@ def prior_loss(answer):
     class CodeHead(nn.Module):
         """The last layer of a prior: features (B, C, h, w) -> logits (B, h, w, slots, K)."""
 
-        def __init__(self, channels, slots, num_embeddings, embedding_dim):
+        def __init__(self, channels, slots, num_embeddings):
             super().__init__()
-            self.slots = slots
-            self.out = nn.Conv2d(channels, slots * embedding_dim, kernel_size=1)
+            ...
 
         def forward(self, x):
-            return self.out(x).movedim(1, -1).unflatten(-1, (self.slots, -1))
+            logits = ...
+            return logits
     ''',
     solution='''
     class CodeHead(nn.Module):
         """The last layer of a prior: features (B, C, h, w) -> logits (B, h, w, slots, K)."""
 
-        def __init__(self, channels, slots, num_embeddings, embedding_dim):
+        def __init__(self, channels, slots, num_embeddings):
             super().__init__()
             self.slots = slots
             self.out = nn.Conv2d(channels, slots * num_embeddings, kernel_size=1)
@@ -451,14 +455,15 @@ def prior_loss(answer):
     hints=(
         "How many numbers does the layer put out for a position, and how many does a distribution "
         "over all codes of all slots need?",
-        "A vector has `embedding_dim` coordinates. A distribution has one probability for each of "
-        "the `num_embeddings` codes.",
-        "Only one argument of nn.Conv2d is wrong.",
+        "The number of coordinates of a vector does not matter: a distribution has one probability "
+        "for each of the `num_embeddings` codes, in each slot.",
+        "The positions must stay apart: use nn.Conv2d with kernel_size=1, move its channels last "
+        "with movedim(1, -1), then unflatten them into slots and codes. No softmax.",
     ),
 )
 def CodeHead(answer):
-    channels, slots, k, d = 6, 3, int(torch.randint(20, 30, ())), 4
-    head, x = answer(channels, slots, k, d), torch.randn(2, channels, 3, 5)
+    channels, slots, k = 6, 3, int(torch.randint(20, 30, ()))
+    head, x = answer(channels, slots, k), torch.randn(2, channels, 3, 5)
     logits = head(x)
     if logits is None or logits is Ellipsis:
         raise NotAttempted
@@ -475,15 +480,15 @@ def CodeHead(answer):
     moved[:, 1, 2] = False
     if moved.any():
         raise Wrong(
-            "A feature changes the logits of another position: the channels were not moved last "
-            "before the reshape."
+            "A feature changes the logits of another position: either the channels were not moved "
+            "last before the reshape, or the kernel is larger than 1 x 1."
         )
     if not at_position.any(0).all():
         never = int((~at_position.any(0)).sum())
         raise Wrong(f"{never} of {slots * k} logits of a position never change with the features.")
     if torch.allclose(logits[..., 0, :], logits[..., 1, :]):
         raise Wrong("All slots have the same distribution, but they have different codes.")
-    if torch.allclose(logits.softmax(-1), logits, atol=1e-4):
+    if torch.allclose(logits.sum(-1), torch.ones(()), atol=1e-4):
         raise Wrong("These are probabilities. Cross-entropy and sampling expect logits.")
 
 
@@ -614,7 +619,7 @@ add_quiz(
     {
         "all 10,015 images were used": "No. They would make 626 batches.",
         "about 90 % of the images were used for training": "Right: between 9,009 and 9,024 "
-        "images, and 90 % of 10,015 are 9,013. The rest was probably held out.",
+        "images, and 90 % of 10,015 are 9,013.5. That the rest was held out is a reading.",
         "the images were split by lesion": "That cannot be told from the count alone.",
     },
 )
@@ -622,6 +627,27 @@ add_quiz(
 
 add_quiz(
     "09.2",
+    "Judge each line before you open its reply. Which of the seven is right as it stands?",
+    {
+        "(1) the network's output at a position": "Wrong. Which input does the network receive at "
+        "the 64 positions?",
+        "(2) softmax over the output": "Wrong. It is taken over channels, and a channel is a "
+        "coordinate of a vector: not a logit.",
+        "(3) a sample from these probabilities": "Wrong. The number of a channel is used as a "
+        "code, and codes 256 to 511 cannot occur.",
+        "(4) rounding": "Superfluous: the samples are integers.",
+        "(5) each index four times": "Ours: the notebook had to invent a step, because the "
+        "report's 64 samples for an image are not 256 codes.",
+        "(6) one-hot vectors of the indices": "Right. With the product of line (7) this is a table "
+        "lookup, which needs no 4096 x 512 matrix.",
+        "(7) codebook vectors, reshaped": "The product is right, the reshape is wrong for a "
+        "decoder that expects the four vectors of a position in its 256 channels.",
+    },
+)
+
+
+add_quiz(
+    "09.3",
     "All numbers are right, only their places are wrong. What will the decoder show?",
     {
         "the lesion, blurred": "No. Blur would need a mean over neighbouring positions.",
@@ -633,7 +659,7 @@ add_quiz(
 
 
 add_quiz(
-    "09.3",
+    "09.4",
     "You may ask the authors for one number only. Which one decides most?",
     {
         "the training loss to more digits": "That number could not tell a network from one image "
