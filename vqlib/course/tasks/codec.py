@@ -576,8 +576,8 @@ add_quiz(
     "At 288 bytes an image, which patches give the highest PSNR?",
     {
         "8 x 8, because small patches are simple": "No. 1,024 patches share 2,304 bits: about "
-        "two bits for each patch, so only the mean colour can be coded.",
-        "32 x 32, because neighbouring pixels are redundant": "Right. A larger patch uses "
+        "two bits for each patch, so only the mean color can be coded.",
+        "32 x 32, because neighboring pixels are redundant": "Right. A larger patch uses "
         "correlations over longer distances, and 64 patches get 36 bits each.",
         "it makes no difference": "No. Principal components remove the correlation within a "
         "patch only.",
