@@ -164,6 +164,13 @@ WRONG = {
     ],
     "encode_adaptive": [
         (
+            ADAPT.replace("num_embeddings\n", "(max(codes) + 1)\n") + "    for code in codes:\n"
+            "        low, width = narrow(low, width, counts, code)\n"
+            "        counts[code] += 1\n"
+            "    return low, width",
+            "up to this code only",
+        ),
+        (
             ADAPT + "    for each in codes:\n"
             "        counts[each] += 1\n"
             "        low, width = narrow(low, width, counts, each)\n"

@@ -41,6 +41,10 @@ WRONG = {
             "codes that differ",
         ),
         (
+            nearest("(train == grid).sum((1, 2, 3))").replace("indices", "indices % 1000"),
+            "from the start of `part`",
+        ),
+        (
             NEAREST
             + "    equal = torch.stack([(train == grid).sum((1, 2, 3)) for grid in codes])\n"
             + "    return equal.max(1).values, torch.arange(len(codes)) + 24",

@@ -39,10 +39,11 @@ def precision_and_recall(k: int = 3) -> Figure:
     generated = torch.cat([generated, torch.tensor([[3.6, 2.4], [1.6, 0.6], [3.2, -2.4]])])
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 4.1))
     inside = _balls(axes[0], real, generated, k, ("C0", "C1"))
-    axes[0].set_title(f"precision: {inside} of {len(generated)} generated in balls of real")
+    axes[0].set_title(f"Precision: {inside} of {len(generated)} generated in balls of real")
     inside = _balls(axes[1], generated, real, k, ("C1", "C0"))
-    axes[1].set_title(f"recall: {inside} of {len(real)} real in balls of generated")
-    figure.suptitle(
-        f"blue: real, orange: generated; triangle: center of a ball; hollow: in no ball; k = {k}"
+    axes[1].set_title(f"Recall: {inside} of {len(real)} real in balls of generated")
+    figure.supxlabel(
+        f"blue: real, orange: generated; triangle: center of a ball; hollow: in no ball; k = {k}",
+        fontsize=10,
     )
     return figure

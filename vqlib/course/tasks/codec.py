@@ -494,7 +494,7 @@ def _decode(value, length, num_embeddings):
         """Arithmetic coding with the counts of the codes so far. codes: list of int from 0 to
         num_embeddings - 1; low, width: the interval at the start, as Fractions.
         Returns the final (low, width); `decode_adaptive` reads the codes from it."""
-        counts = [1] * num_embeddings  # each code once, so that no probability is 0
+        counts = [1] * (max(codes) + 1)  # each code once, so that no probability is 0
         for code in codes:
             counts[code] += 1
             low, width = narrow(low, width, counts, code)
@@ -516,47 +516,61 @@ def _decode(value, length, num_embeddings):
         "uses.",
         "The decoder knows a code only after it has decoded it. Which line of the encoder uses a "
         "code earlier than that?",
-        "Both sides must change their counts at the same moment: after the code.",
+        "Both sides must change their counts at the same moment: after the code. And both must "
+        "start with the same counts: how many does each side have?",
     ),
 )
 def encode_adaptive(answer):
-    k, n = int(torch.randint(4, 7, ())), 24
-    # Skewed, so that adapting matters, and with every code, so that no wrong table has a 0.
-    codes = torch.multinomial(torch.logspace(0, -1, k), n, replacement=True).tolist()
-    codes[3 : 3 + k] = range(k)
-    start = Fraction(0), Fraction(1)
-    result = answer(list(codes), k, *start)
-    if result is None or result is Ellipsis:
-        raise NotAttempted
-    if not isinstance(result, tuple | list) or len(result) != 2:
-        raise Wrong("Return two things: the final low and the final width.")
-    case = f"{n} codes from 0 to {k - 1}"
-    low, width = result
-    if (low, width) == reference_encode(codes, k, *start):
-        return
-    if width <= 0:
-        raise Wrong(f"For {case}: the final interval is empty.")
-    itself, fixed, future = start, start, start
-    running, whole = [1] * k, [1 + codes.count(code) for code in range(k)]
-    for code in codes:
-        running[code] += 1
-        itself = reference_narrow(*itself, running, code)
-        fixed = reference_narrow(*fixed, [1] * k, code)
-        future = reference_narrow(*future, whole, code)
-    decoded = _decode(low, n, k)
-    first = next((i for i in range(n) if decoded[i] != codes[i]), n)
-    for wrong, message in (
-        (itself, "The encoder conditions each code on the code itself, which the decoder does not "
-         "know yet."),
-        (fixed, "The counts never change, but the decoder counts each code after decoding it."),
-        (future, "The counts are those of the whole image: the decoder would need the future."),
-    ):  # fmt: skip
-        if (low, width) == wrong:
-            raise Wrong(f"For {case}: code {first} is the first that is decoded wrongly. {message}")
-    raise Wrong(
-        f"For {case}: the decoder reads {first} codes correctly, then {decoded[first : first + 3]} "
-        f"instead of {codes[first : first + 3]}. Both sides must use the same counts for each code."
-    )
+    for all_codes_occur in (True, False):
+        k, n = int(torch.randint(4, 7, ())), 24
+        # Skewed, so that adapting matters; first with every code, then without the largest.
+        codes = torch.multinomial(torch.logspace(0, -1, k), n, replacement=True).tolist()
+        if all_codes_occur:
+            codes[3 : 3 + k] = range(k)
+        else:
+            codes = [code % (k - 2) for code in codes]
+        start = Fraction(0), Fraction(1)
+        result = answer(list(codes), k, *start)
+        if result is None or result is Ellipsis:
+            raise NotAttempted
+        if not isinstance(result, tuple | list) or len(result) != 2:
+            raise Wrong("Return two things: the final low and the final width.")
+        case = f"{n} codes from 0 to {k - 1}"
+        low, width = result
+        if (low, width) == reference_encode(codes, k, *start):
+            continue
+        if width <= 0:
+            raise Wrong(f"For {case}: the final interval is empty.")
+        if (low, width) == reference_encode(codes, max(codes) + 1, *start):
+            raise Wrong(
+                f"For {case}: the largest code of this image is {max(codes)}, and the encoder has "
+                "counts up to this code only. The decoder does not know it before it has decoded "
+                "the image."
+            )
+        itself, fixed, future = start, start, start
+        running, whole = [1] * k, [1 + codes.count(code) for code in range(k)]
+        for code in codes:
+            running[code] += 1
+            itself = reference_narrow(*itself, running, code)
+            fixed = reference_narrow(*fixed, [1] * k, code)
+            future = reference_narrow(*future, whole, code)
+        decoded = _decode(low, n, k)
+        first = next((i for i in range(n) if decoded[i] != codes[i]), n)
+        for wrong, message in (
+            (itself, "The encoder conditions each code on the code itself, which the decoder does "
+             "not know yet."),
+            (fixed, "The counts never change, but the decoder counts each code after decoding it."),
+            (future, "The counts are those of the whole image: the decoder would need the future."),
+        ):  # fmt: skip
+            if (low, width) == wrong:
+                raise Wrong(
+                    f"For {case}: code {first} is the first that is decoded wrongly. {message}"
+                )
+        raise Wrong(
+            f"For {case}: the decoder reads {first} codes correctly, then "
+            f"{decoded[first : first + 3]} instead of {codes[first : first + 3]}. Both sides must "
+            "use the same counts for each code."
+        )
 
 
 add_quiz(
@@ -576,8 +590,8 @@ add_quiz(
     "At 288 bytes an image, which patches give the highest PSNR?",
     {
         "8 x 8, because small patches are simple": "No. 1,024 patches share 2,304 bits: about "
-        "two bits for each patch, so only the mean colour can be coded.",
-        "32 x 32, because neighbouring pixels are redundant": "Right. A larger patch uses "
+        "two bits for each patch, so only the mean color can be coded.",
+        "32 x 32, because neighboring pixels are redundant": "Right. A larger patch uses "
         "correlations over longer distances, and 64 patches get 36 bits each.",
         "it makes no difference": "No. Principal components remove the correlation within a "
         "patch only.",

@@ -17,9 +17,16 @@ from ..exercises import NotAttempted, Wrong, add_quiz, expect, task
         codes: int64 (n, h, w, slots). train: int64 (N, h, w, slots).
         Returns two int64 tensors of shape (n,).
         """
-        equal = torch.stack([(train == grid).all(-1).sum((1, 2)) for grid in codes])  # (n, N)
-        best = equal.max(1)
-        return best.values, best.indices
+        counts = torch.full((len(codes),), -1)
+        indices = torch.zeros_like(counts)
+        for start in range(0, len(train), 1000):  # 1,000 grids at a time, to save memory
+            part = train[start : start + 1000]
+            equal = torch.stack([(part == grid).all(-1).sum((1, 2)) for grid in codes])
+            best = equal.max(1)  # over the grids of this part
+            better = best.values > counts
+            counts[better] = best.values[better]
+            indices[better] = best.indices[better]
+        return counts, indices
     ''',
     solution='''
     def nearest_training_grid(codes, train):
@@ -28,23 +35,31 @@ from ..exercises import NotAttempted, Wrong, add_quiz, expect, task
         codes: int64 (n, h, w, slots). train: int64 (N, h, w, slots).
         Returns two int64 tensors of shape (n,).
         """
-        equal = torch.stack([(train == grid).sum((1, 2, 3)) for grid in codes])  # (n, N)
-        best = equal.max(1)
-        return best.values, best.indices
+        counts = torch.full((len(codes),), -1)
+        indices = torch.zeros_like(counts)
+        for start in range(0, len(train), 1000):  # 1,000 grids at a time, to save memory
+            part = train[start : start + 1000]
+            equal = torch.stack([(part == grid).sum((1, 2, 3)) for grid in codes])
+            best = equal.max(1)  # over the grids of this part
+            better = best.values > counts
+            counts[better] = best.values[better]
+            indices[better] = start + best.indices[better]
+        return counts, indices
     ''',
     hints=(
         "What is the largest number that the function can return for a grid of 8 x 8 positions?",
         "`.all(-1)` reduces the slots before anything is counted. What happens to a position of "
         "which three codes agree?",
-        "Sum the comparison over all three axes of a grid: rows, columns and slots.",
+        "Sum the comparison over all three axes of a grid: rows, columns and slots. Then look at "
+        "the indices: `best.indices` counts from the start of `part`, not of `train`.",
     ),
     hides=("vqlib.evaluation.generation.nearest_training",),
 )
 def nearest_training_grid(answer):
     h, w, slots, k = *torch.randint(3, 6, (2,)).tolist(), 4, 9
     total = h * w * slots
-    train = torch.randint(k, (30, h, w, slots))
-    codes = train[torch.randperm(30)[:6]].clone()
+    train = torch.randint(k, (2400, h, w, slots))
+    codes = train[1100 + torch.randperm(1300)[:6]].clone()  # copies of grids behind the first 1,000
     for i, grid in enumerate(codes):  # copies, ever less exact; one code of every position changes
         changed = torch.rand(h, w, slots) < 0.1 * i
         changed[..., i % slots] |= i > 0
@@ -57,7 +72,7 @@ def nearest_training_grid(answer):
     if not isinstance(result, tuple) or len(result) != 2:
         raise Wrong("Two tensors were expected: the numbers of equal codes, and the indices.")
     counts, indices = result
-    case = f"6 changed copies and 30 training grids of {h} x {w} x {slots} codes"
+    case = f"6 changed copies and 2,400 training grids of {h} x {w} x {slots} codes"
     if isinstance(counts, Tensor) and counts.shape == (6,):
         if counts.is_floating_point():
             raise Wrong("The number of equal codes was expected, an int64 tensor, not a fraction.")
@@ -76,7 +91,11 @@ def nearest_training_grid(answer):
                 raise Wrong(f"For {case}: it looks as if {mistake}")
     idea = "Compare each grid with every training grid, and count the equal codes."
     expect(counts, expected, f"{case}, number of equal codes", idea)
-    expect(indices, indices.clamp(0, 29), f"{case}, indices", "An index of `train` is in 0..29.")
+    expect(
+        indices, indices.clamp(0, 2399), f"{case}, indices", "An index of `train` is in 0..2399."
+    )
+    if torch.equal(indices, equal.max(1).indices % 1000) and (indices < 1000).all():
+        raise Wrong(f"For {case}: the indices count from the start of `part`, not of `train`.")
     expect(
         equal.gather(1, indices[:, None])[:, 0],
         expected,
