@@ -16,8 +16,9 @@ The EMA weights are saved after each epoch, in work_dir()/runs/NAME/realistic.sa
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from torch import Tensor
 from vqlib import DEEP, load_pretrained, open_dataset, save_model
 from vqlib.beyond.realistic import RealisticDecoder
 from vqlib.checkpoints import fingerprint, mark_finished
-from vqlib.data import Pixels, load_or_build_cache, random_dihedral, to_float
+from vqlib.data import Pixels, batches, load_or_build_cache, random_dihedral, to_float
 from vqlib.metrics import psnr, to_8_bit
 from vqlib.training import Precision, Progress, Schedule, fit, pick_device
 from vqlib.vqvae import VQVAE, eval_mode
@@ -47,6 +48,16 @@ def decode_all(pixels: Pixels, vqvae: VQVAE) -> Pixels:
 
     inputs = f"{pixels.fingerprint} {fingerprint(*vqvae.state_dict().values())}"
     return load_or_build_cache("reconstructed", inputs, (len(pixels), SIZE, SIZE, 3), build)
+
+
+class Pairs:
+    """Photographs and decoded images, uint8 (B, 6, S, S), by indices; for `data.batches`."""
+
+    def __init__(self, pixels: Pixels, decoded: Pixels) -> None:
+        self.pixels, self.decoded = pixels, decoded
+
+    def __getitem__(self, indices: Tensor) -> Tensor:
+        return torch.cat([self.pixels[indices], self.decoded[indices]], dim=1)
 
 
 def random_crops(pairs: Tensor, generator: torch.Generator) -> Tensor:
@@ -96,20 +107,12 @@ def main() -> None:
     print(f"{sum(p.numel() for p in model.parameters()):,} weights, {model.config}")
     print(f"standard deviations of the components, in grey levels: {strengths}")
 
-    def load_pairs(indices: Tensor) -> Tensor:
-        return torch.cat([pixels[indices], decoded[indices]], dim=1)
+    pairs: Any = Pairs(pixels, decoded)
+    # The remaining arguments are the epoch and the first batch.
+    get_batches = partial(batches, pairs, split.train, BATCH, random_crops, options.seed)
 
-    def get_batches(epoch: int, start: int) -> Iterator[Tensor]:
-        def generator(*key: int) -> torch.Generator:
-            seed = np.random.SeedSequence([options.seed, *key]).generate_state(1, np.uint64)[0]
-            return torch.Generator().manual_seed(int(seed) >> 1)
-
-        order = split.train[torch.randperm(len(split.train), generator=generator(epoch, 0))]
-        for b, indices in enumerate(order.split(BATCH)[start:], start):
-            yield random_crops(load_pairs(indices), generator(epoch, b + 1))
-
-    def compute_loss(batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        crops = batch.to(device, memory_format=torch.channels_last)
+    def compute_loss(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        crops = batch[0].to(device, memory_format=torch.channels_last)
         return model.loss(*crops.chunk(2, dim=1)).mean(), {}
 
     notes = {"data": repr(data), "seed": options.seed, "pixels": pixels.fingerprint}
@@ -120,12 +123,12 @@ def main() -> None:
         with eval_mode(model), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             for indices in split.val.split(BATCH):
-                crops = load_pairs(indices)[..., corner : corner + CROP, corner : corner + CROP]
+                crops = pairs[indices][..., corner : corner + CROP, corner : corner + CROP]
                 crops = to_float(crops).to(device, memory_format=torch.channels_last)
                 times = ((torch.arange(len(crops)) + 0.5) / len(crops)).to(device)
                 with Precision.choose(device).autocast(device):
                     losses.append(model.loss(*crops.chunk(2, dim=1), times).cpu())
-        photographs, means = to_float(load_pairs(previewed)).chunk(2, dim=1)
+        photographs, means = to_float(pairs[previewed]).chunk(2, dim=1)
         samples = torch.cat(
             [
                 model.sample(part.contiguous(), generator=torch.Generator().manual_seed(i)).cpu()

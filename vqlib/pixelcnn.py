@@ -258,6 +258,14 @@ class GatedBlock(nn.Module):
         return v_stack + self.dropout(v_out), h_stack + self.dropout(h_out)
 
 
+def standardized_embeddings(codebook: Tensor, slots: int) -> Tensor:
+    """Codebook vectors of all slots, each component standardized to mean 0 and variance 1 over the
+    codes of a slot: float (1 or slots, K, D) -> (slots * K, D)."""
+    std = codebook.std(1, keepdim=True).clamp_min(1e-6)  # some components are constant
+    embeddings = (codebook - codebook.mean(1, keepdim=True)) / std
+    return embeddings.expand(slots, -1, -1).flatten(0, 1)
+
+
 @register_model
 class PixelCNN(nn.Module):
     """Autoregressive prior over codes: the logits of each code, given all earlier codes.
@@ -347,9 +355,7 @@ class PixelCNN(nn.Module):
         Args:
             codebook: float (1 or slots, K, embedding_dim).
         """
-        std = codebook.std(1, keepdim=True).clamp_min(1e-6)  # some components are constant
-        embeddings = (codebook - codebook.mean(1, keepdim=True)) / std
-        self.embedding.weight.copy_(embeddings.expand(self.slots, -1, -1).flatten(0, 1))
+        self.embedding.weight.copy_(standardized_embeddings(codebook, self.slots))
 
     def forward(
         self, codes: Tensor, labels: Tensor | None = None, orientations: Tensor | None = None

@@ -95,6 +95,22 @@ def sample_categorical(p: Tensor, uniforms: Tensor) -> Tensor:
     return torch.searchsorted(cumulative, uniforms, right=True).squeeze(-1)
 
 
+def guided_logits(conditional: Tensor, unconditional: Tensor, guidance: float) -> Tensor:
+    """Logits of classifier-free guidance with weight w, (1 + w) * conditional - w * unconditional
+    (Ho and Salimans 2022, arXiv:2207.12598, equation 6); float tensors of any equal shape."""
+    return unconditional + (1 + guidance) * (conditional - unconditional)
+
+
+def check_guidance(guidance: float, labels: Tensor | int | None) -> None:
+    """Raise a ValueError if the weight is negative or not finite, or if labels are missing."""
+    if not 0 <= guidance < math.inf:
+        raise ValueError(f"guidance must be finite and at least 0, got {guidance}")
+    if guidance and labels is None:
+        raise ValueError(
+            "guidance compares conditional and unconditional logits, so it needs labels"
+        )
+
+
 def sample(
     prior: PixelCNN,
     n: int,
@@ -144,8 +160,7 @@ def sample(
     """
     if method not in ("naive", "cached"):
         raise ValueError(f'method must be "naive" or "cached", got {method!r}')
-    if not 0 <= guidance < math.inf:
-        raise ValueError(f"guidance must be finite and at least 0, got {guidance}")
+    check_guidance(guidance, labels)
     with eval_mode(prior) as device:
         # Checks sums, which are NaN or infinite if a weight is, because this is faster.
         if not torch.stack([weight.sum() for weight in prior.parameters()]).isfinite().all():
@@ -153,17 +168,13 @@ def sample(
                 "the prior's weights contain NaN or infinity: load another file, or train again "
                 "with a lower learning rate"
             )
-        codes, keep_mask = _initial_grid(prior, n, given, keep, grid, device)
+        codes, keep_mask = initial_grid(prior, n, given, keep, grid, device)
         is_kept, num_to_sample = keep_mask.tolist(), prior.slots * int((~keep_mask).sum())
         source = device if generator is None else generator.device
         options = {"dtype": prior.head.weight.dtype, "device": source, "generator": generator}
         uniforms = iter(torch.rand(num_to_sample, n, **options).to(device).unbind())
-        labels = _check_labels(prior, n, labels, device)
+        labels = check_labels(prior, n, labels, device)
         if guidance:
-            if labels is None:
-                raise ValueError(
-                    "guidance compares conditional and unconditional logits, so it needs labels"
-                )
             labels = torch.cat([labels, torch.full_like(labels, prior.num_classes)])
             codes = torch.cat([codes, codes])  # each grid with its class and with "no label"
         # Views of all codes, in sampling order: writing to a view must change `codes`.
@@ -184,8 +195,7 @@ def sample(
                     else:
                         logits = cache.logits(slot)
                     if guidance:
-                        conditional, unconditional = logits.chunk(2)
-                        logits = unconditional + (1 + guidance) * (conditional - unconditional)
+                        logits = guided_logits(*logits.chunk(2), guidance)
                     p = filter_logits(logits, temperature, top_k, top_p).softmax(-1)
                     sampled = sample_categorical(p, next(uniforms))
                     code_view.copy_(torch.cat([sampled, sampled]) if guidance else sampled)
@@ -230,7 +240,7 @@ def complete(
     n = len(given)
     if min(n, candidates) < 1:
         raise ValueError(f"expected at least 1 grid and 1 candidate, got {n} and {candidates}")
-    labels = _check_labels(prior, n, labels, given.device)
+    labels = check_labels(prior, n, labels, given.device)
     if labels is not None:
         labels = labels.repeat_interleave(candidates)
     repeated = given.repeat_interleave(candidates, 0)
@@ -245,7 +255,7 @@ def complete(
     return sampled[selected.to(sampled.device)]
 
 
-def _initial_grid(
+def initial_grid(
     prior: PixelCNN,
     n: int,
     given: Tensor | None,
@@ -279,7 +289,7 @@ def _initial_grid(
     return codes, keep.cpu()
 
 
-def _check_labels(
+def check_labels(
     prior: PixelCNN, n: int, labels: Tensor | int | None, device: torch.device
 ) -> Tensor | None:
     """Class label of each grid, int64 (n,); None for unconditional sampling."""

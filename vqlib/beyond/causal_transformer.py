@@ -11,7 +11,6 @@ on the codes of a VQGAN.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -19,7 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..checkpoints import register_model
-from ..sampling import _check_labels, _initial_grid, filter_logits, sample_categorical
+from ..sampling import (
+    check_guidance,
+    check_labels,
+    filter_logits,
+    guided_logits,
+    initial_grid,
+    sample_categorical,
+)
 from ..vqvae import eval_mode
 from .transformer import CodeTransformer, Rotation
 
@@ -104,12 +110,11 @@ class CausalTransformer(CodeTransformer):
         Raises:
             ValueError: see `vqlib.sample`.
         """
-        if not 0 <= guidance < math.inf or (guidance and labels is None):
-            raise ValueError(f"guidance must be finite, at least 0, and needs labels: {guidance}")
+        check_guidance(guidance, labels)
         with eval_mode(self) as device:
-            codes, keep_mask = _initial_grid(self, n, given, keep, self.grid, device)
+            codes, keep_mask = initial_grid(self, n, given, keep, self.grid, device)
             is_kept = keep_mask.repeat_interleave(self.slots).tolist()
-            labels = _check_labels(self, n, labels, device)
+            labels = check_labels(self, n, labels, device)
             source = device if generator is None else generator.device
             count = len(is_kept) - sum(is_kept)
             like = {"dtype": self.head.weight.dtype, "device": source, "generator": generator}
@@ -140,8 +145,7 @@ class CausalTransformer(CodeTransformer):
                     weight = self.embedding.weight.chunk(self.slots)[slot]
                     logits = F.linear(self.head(self.norm(x[:, 0])), weight, self.head_bias[slot])
                     if guidance:
-                        conditional, unconditional = logits.chunk(2)
-                        logits = unconditional + (1 + guidance) * (conditional - unconditional)
+                        logits = guided_logits(*logits.chunk(2), guidance)
                     p = filter_logits(logits, temperature, top_k, top_p).softmax(-1)
                     code.copy_(sample_categorical(p, next(uniforms)))
                 previous = inputs[slot][code].repeat(rows // n, 1)

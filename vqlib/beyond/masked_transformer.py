@@ -23,7 +23,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..checkpoints import register_model
-from ..sampling import _check_labels, _initial_grid, filter_logits, sample_categorical
+from ..sampling import (
+    check_guidance,
+    check_labels,
+    filter_logits,
+    guided_logits,
+    initial_grid,
+    sample_categorical,
+)
 from ..vqvae import eval_mode
 from .transformer import CodeTransformer
 
@@ -164,11 +171,10 @@ class MaskedTransformer(CodeTransformer):
         """
         if passes < 1:
             raise ValueError(f"passes must be at least 1, got {passes}")
-        if not 0 <= guidance < math.inf or (guidance and labels is None):
-            raise ValueError(f"guidance must be finite, at least 0, and needs labels: {guidance}")
+        check_guidance(guidance, labels)
         with eval_mode(self) as device:
-            codes, keep_mask = _initial_grid(self, n, given, keep, self.grid, device)
-            labels = _check_labels(self, n, labels, device)
+            codes, keep_mask = initial_grid(self, n, given, keep, self.grid, device)
+            labels = check_labels(self, n, labels, device)
             masked = ~keep_mask.to(device)[None, :, :, None].expand(codes.shape)
             to_sample = int(masked[0].sum())
             source = device if generator is None else generator.device
@@ -178,8 +184,7 @@ class MaskedTransformer(CodeTransformer):
                 ).to(device)
                 logits = self(codes, masked, labels)
                 if guidance:
-                    unconditional = self(codes, masked)
-                    logits = unconditional + (1 + guidance) * (logits - unconditional)
+                    logits = guided_logits(logits, self(codes, masked), guidance)
                 p = filter_logits(logits, temperature, top_k, top_p).softmax(-1)
                 codes = torch.where(masked, sample_categorical(p, uniforms), codes)
                 gumbel = -(-choice_uniforms.clamp_min(1e-20).log()).log()

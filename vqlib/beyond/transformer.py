@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..pixelcnn import standardized_embeddings
 from ..quantizer import check_codes
 
 Rotation = tuple[Tensor, Tensor]  # cosines and sines, (tokens, head_dim / 2) each
@@ -107,22 +108,13 @@ class CodeTransformer(nn.Module):
         orientations: int = 1,
         grid: tuple[int, int] = (8, 8),
     ) -> None:
+        # The arguments are saved with the weights, so that `load_model` can build the model.
+        config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         super().__init__()
         slots = codes_per_position
         self.num_embeddings, self.slots, self.num_classes = num_embeddings, slots, num_classes
         self.grid = (int(grid[0]), int(grid[1]))
-        self.config: dict[str, Any] = {
-            "num_embeddings": num_embeddings,
-            "codes_per_position": codes_per_position,
-            "width": width,
-            "num_classes": num_classes,
-            "embedding_dim": embedding_dim,
-            "blocks": blocks,
-            "heads": heads,
-            "dropout": dropout,
-            "orientations": orientations,
-            "grid": list(self.grid),
-        }
+        self.config: dict[str, Any] = config | {"grid": list(self.grid)}
         self.trained_on_codebook: str | None = None
         self.embedding = nn.Embedding(slots * num_embeddings, embedding_dim)
         positions = self.grid[0] * self.grid[1]
@@ -153,9 +145,7 @@ class CodeTransformer(nn.Module):
         Args:
             codebook: float (1 or slots, K, D).
         """
-        std = codebook.std(1, keepdim=True).clamp_min(1e-6)  # some components are constant
-        embeddings = (codebook - codebook.mean(1, keepdim=True)) / std
-        self.embedding.weight.copy_(embeddings.expand(self.slots, -1, -1).flatten(0, 1))
+        self.embedding.weight.copy_(standardized_embeddings(codebook, self.slots))
 
     def embed(self, codes: Tensor) -> Tensor:
         """Embeddings, float (B, h * w, slots, D), of codes, int64 (B, h, w, slots).

@@ -375,72 +375,45 @@ def vertical_layer(answer):
     expect(got, rows[:, :, :h], case, "Output row r reads the rows r - 3, r - 2 and r - 1.")
 
 
+_BLOCK = '''
+    class TwoStackBlock(nn.Module):
+        """One layer of the gated PixelCNN with p channels (van den Oord et al. 2016, Figure 2)."""
+
+        def __init__(self, p, slots):
+            super().__init__()
+            self.slots = slots
+            self.vertical = nn.Conv2d(p, 2 * p, (2, 3), padding=(0, 1))
+            self.vertical_to_horizontal = nn.Conv2d(2 * p, 2 * p, 1)
+            self.horizontal = nn.Conv2d(p, 2 * p, 1)
+            self.center = vqlib.MaskedConv2d("B", p, 2 * p, 1, slots=slots)
+            self.horizontal_out = nn.Conv2d(p, p, 1, groups=slots)
+
+        def halves(self, features):
+            """(B, 2p, H, W) -> two (B, p, H, W), which take half of the channels of each slot."""
+            a, b = features.unflatten(1, (self.slots, -1)).chunk(2, dim=2)
+            return a.flatten(1, 2), b.flatten(1, 2)
+
+        def above(self, v_stack):
+            """Vertical features (B, 2p, H, W), from the rows r - 1 and r of v_stack."""
+            return self.vertical(F.pad(v_stack, (0, 0, 1, 0)))
+
+        def left(self, h_stack):
+            """Horizontal features (B, 2p, H, W), from the left neighbour of each position."""
+            return self.horizontal(F.pad(h_stack, (1, 0))[..., :-1])
+
+        def forward(self, v_stack, h_stack, conditional_bias):
+            """New v_stack and h_stack, float (B, p, H, W); conditional_bias is (B, 2p, 1, 1).
+
+            Both stacks split their 2p features with `halves`.
+            """
+'''
+
+
 @task(
     "04",
-    given='''
-    class TwoStackBlock(nn.Module):
-        """One layer of the gated PixelCNN with p channels (van den Oord et al. 2016, Figure 2)."""
-
-        def __init__(self, p, slots):
-            super().__init__()
-            self.slots = slots
-            self.vertical = nn.Conv2d(p, 2 * p, (2, 3), padding=(0, 1))
-            self.vertical_to_horizontal = nn.Conv2d(2 * p, 2 * p, 1)
-            self.horizontal = nn.Conv2d(p, 2 * p, 1)
-            self.center = vqlib.MaskedConv2d("B", p, 2 * p, 1, slots=slots)
-            self.horizontal_out = nn.Conv2d(p, p, 1, groups=slots)
-
-        def halves(self, features):
-            """(B, 2p, H, W) -> two (B, p, H, W), which take half of the channels of each slot."""
-            a, b = features.unflatten(1, (self.slots, -1)).chunk(2, dim=2)
-            return a.flatten(1, 2), b.flatten(1, 2)
-
-        def above(self, v_stack):
-            """Vertical features (B, 2p, H, W), from the rows r - 1 and r of v_stack."""
-            return self.vertical(F.pad(v_stack, (0, 0, 1, 0)))
-
-        def left(self, h_stack):
-            """Horizontal features (B, 2p, H, W), from the left neighbour of each position."""
-            return self.horizontal(F.pad(h_stack, (1, 0))[..., :-1])
-
-        def forward(self, v_stack, h_stack, conditional_bias):
-            """New v_stack and h_stack, float (B, p, H, W); conditional_bias is (B, 2p, 1, 1).
-
-            Both stacks split their 2p features with `halves`.
-            """
-            ...
-    ''',
-    solution='''
-    class TwoStackBlock(nn.Module):
-        """One layer of the gated PixelCNN with p channels (van den Oord et al. 2016, Figure 2)."""
-
-        def __init__(self, p, slots):
-            super().__init__()
-            self.slots = slots
-            self.vertical = nn.Conv2d(p, 2 * p, (2, 3), padding=(0, 1))
-            self.vertical_to_horizontal = nn.Conv2d(2 * p, 2 * p, 1)
-            self.horizontal = nn.Conv2d(p, 2 * p, 1)
-            self.center = vqlib.MaskedConv2d("B", p, 2 * p, 1, slots=slots)
-            self.horizontal_out = nn.Conv2d(p, p, 1, groups=slots)
-
-        def halves(self, features):
-            """(B, 2p, H, W) -> two (B, p, H, W), which take half of the channels of each slot."""
-            a, b = features.unflatten(1, (self.slots, -1)).chunk(2, dim=2)
-            return a.flatten(1, 2), b.flatten(1, 2)
-
-        def above(self, v_stack):
-            """Vertical features (B, 2p, H, W), from the rows r - 1 and r of v_stack."""
-            return self.vertical(F.pad(v_stack, (0, 0, 1, 0)))
-
-        def left(self, h_stack):
-            """Horizontal features (B, 2p, H, W), from the left neighbour of each position."""
-            return self.horizontal(F.pad(h_stack, (1, 0))[..., :-1])
-
-        def forward(self, v_stack, h_stack, conditional_bias):
-            """New v_stack and h_stack, float (B, p, H, W); conditional_bias is (B, 2p, 1, 1).
-
-            Both stacks split their 2p features with `halves`.
-            """
+    given=_BLOCK + "            ...\n",
+    solution=_BLOCK
+    + """\
             v_features = self.above(v_stack)
             h_features = self.left(h_stack) + self.center(h_stack) + conditional_bias
             h_features = h_features + self.vertical_to_horizontal(v_features)
@@ -449,7 +422,7 @@ def vertical_layer(answer):
             a, b = self.halves(h_features)
             h_out = self.horizontal_out(a.tanh() * b.sigmoid())
             return v_out, h_stack + h_out
-    ''',
+    """,
     hints=(
         "Follow the arrows of the diagram. Four terms meet in the sum of the horizontal stack, and "
         "each has 2p channels.",
