@@ -5,7 +5,7 @@
 Each training starts from the pretrained weights, with unquantized latents: 16,384 numbers per image
 instead of 288 bytes. The result estimates the upper bound of the network's PSNR. Its distance to
 the pretrained model is the loss by quantization; the remaining error is that of the network itself.
-Held-out lesions; the results are written to data/results/bounds.json, which notebook 02 shows.
+Held-out lesions; the results are written to data/results/bounds.json, which notebook 06 shows.
 """
 
 from __future__ import annotations

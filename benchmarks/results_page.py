@@ -568,7 +568,7 @@ its samples and the classifier were measured on that split only.
 ## Other files in this folder
 
 `curves.json` and `prior-curve.json` hold what was measured after each epoch of the trainings of
-`benchmarks/pretrained.py`; notebooks 02 and 04 plot them. `samples.jpg` is the picture of the main
+`benchmarks/pretrained.py`; notebooks 06 and 04 plot them. `samples.jpg` is the picture of the main
 README, by `benchmarks/pictures.py`.
 """
     return "\n".join(filled(part) for part in (head, *(make() for make in SECTIONS), tail))
