@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -53,41 +55,47 @@ def two_sample_accuracy(
         The mean accuracy on both sets, in [0, 1], and its binomial standard error.
     """
     generator = torch.Generator().manual_seed(seed)
-    x, y = torch.cat([a, b]).double(), torch.cat([torch.zeros(len(a)), torch.ones(len(b))]).double()
+    x = torch.cat([a, b]).double()
+    is_b = torch.arange(len(x)) >= len(a)
     fold = torch.cat([torch.randperm(len(s), generator=generator) % folds for s in (a, b)])
-    class_weight = len(x) / 2 / torch.tensor([len(a), len(b)], dtype=torch.float64)
-    correct = torch.zeros(len(x), dtype=torch.bool)
+    example_weight = torch.where(is_b, len(x) / 2 / len(b), len(x) / 2 / len(a)).double()
+    correct = torch.zeros(len(x))
     for i in range(folds):
-        train, test = fold != i, fold == i
-        mean, std = x[train].mean(0), x[train].std(0).clamp_min(1e-6)
-        z = (x - mean) / std
-        # With more features than images the weights lie in the span of the images: use the
-        # principal components of the training images instead of the features.
-        basis = torch.linalg.svd(z[train], full_matrices=False).Vh.T
-        z = z @ basis
-        weights = torch.zeros(z.shape[1] + 1, dtype=torch.float64, requires_grad=True)
-        optimizer = torch.optim.LBFGS([weights], max_iter=200, line_search_fn="strong_wolfe")
-
-        def loss(
-            z: Tensor = z[train],
-            y: Tensor = y[train],
-            w: Tensor = class_weight[y[train].long()],
-            weights: Tensor = weights,
-        ) -> Tensor:
-            logits = z @ weights[1:] + weights[0]
-            loss = F.binary_cross_entropy_with_logits(logits, y, w, reduction="sum")
-            return loss + weight_decay / 2 * weights[1:].square().sum()
-
-        def closure() -> Tensor:
-            optimizer.zero_grad()
-            value = loss()
-            value.backward()
-            return value
-
-        with torch.enable_grad():
-            optimizer.step(closure)
-        with torch.no_grad():
-            correct[test] = ((z[test] @ weights[1:] + weights[0]) > 0) == y[test].bool()
-    rates = [correct[: len(a)].double().mean(), correct[len(a) :].double().mean()]
+        train = fold != i
+        z = (x - x[train].mean(0)) / x[train].std(0).clamp_min(1e-6)
+        predict = _logistic_regression(z[train], is_b[train], example_weight[train], weight_decay)
+        correct[~train] = ((predict(z[~train]) > 0) == is_b[~train]).float()
+    rates = [correct[~is_b].double().mean(), correct[is_b].double().mean()]
     variance = sum(r * (1 - r) / n for r, n in zip(rates, (len(a), len(b)), strict=True)) / 4
     return float(sum(rates) / 2), float(variance**0.5)
+
+
+@torch.inference_mode(False)
+@torch.enable_grad()
+def _logistic_regression(
+    x: Tensor, y: Tensor, example_weight: Tensor, weight_decay: float
+) -> Callable[[Tensor], Tensor]:
+    """Minimize the weighted sum of the log losses + weight_decay / 2 * |w|^2; returns x -> logits.
+
+    The best w is a combination of the images (the gradient of the loss is one), so that the rows of
+    x span all that is needed: with D features and n < D images there are n coefficients to fit.
+    """
+    x, y, example_weight = x.clone(), y.double(), example_weight.clone()
+    basis = torch.linalg.svd(x, full_matrices=False).Vh.T  # orthonormal, so |w| stays
+    z = x @ basis
+    w = torch.zeros(z.shape[1], dtype=z.dtype, requires_grad=True)
+    bias = torch.zeros((), dtype=z.dtype, requires_grad=True)
+    optimizer = torch.optim.LBFGS([w, bias], max_iter=300, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        losses = F.binary_cross_entropy_with_logits(
+            z @ w + bias, y, example_weight, reduction="sum"
+        )
+        loss = losses + weight_decay / 2 * w.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    weights, bias = (basis @ w).detach(), bias.detach()
+    return lambda x: x @ weights + bias
