@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -56,15 +54,18 @@ def two_sample_accuracy(
     """
     generator = torch.Generator().manual_seed(seed)
     x = torch.cat([a, b]).double()
+    x = (x - x.mean(0)) / x.std(0).clamp_min(1e-6)
+    # The gradient of the loss is a combination of the images. With D features and n < D images, n
+    # coefficients are enough; the coordinates change, lengths and angles do not.
+    x = x @ torch.linalg.svd(x, full_matrices=False).Vh.T
     is_b = torch.arange(len(x)) >= len(a)
     fold = torch.cat([torch.randperm(len(s), generator=generator) % folds for s in (a, b)])
     example_weight = torch.where(is_b, len(x) / 2 / len(b), len(x) / 2 / len(a)).double()
     correct = torch.zeros(len(x))
     for i in range(folds):
-        train = fold != i
-        z = (x - x[train].mean(0)) / x[train].std(0).clamp_min(1e-6)
-        predict = _logistic_regression(z[train], is_b[train], example_weight[train], weight_decay)
-        correct[~train] = ((predict(z[~train]) > 0) == is_b[~train]).float()
+        train, test = fold != i, fold == i
+        w, bias = _logistic_regression(x[train], is_b[train], example_weight[train], weight_decay)
+        correct[test] = ((x[test] @ w + bias > 0) == is_b[test]).float()
     rates = [correct[~is_b].double().mean(), correct[is_b].double().mean()]
     variance = sum(r * (1 - r) / n for r, n in zip(rates, (len(a), len(b)), strict=True)) / 4
     return float(sum(rates) / 2), float(variance**0.5)
@@ -74,28 +75,20 @@ def two_sample_accuracy(
 @torch.enable_grad()
 def _logistic_regression(
     x: Tensor, y: Tensor, example_weight: Tensor, weight_decay: float
-) -> Callable[[Tensor], Tensor]:
-    """Minimize the weighted sum of the log losses + weight_decay / 2 * |w|^2; returns x -> logits.
-
-    The best w is a combination of the images (the gradient of the loss is one), so that the rows of
-    x span all that is needed: with D features and n < D images there are n coefficients to fit.
-    """
+) -> tuple[Tensor, Tensor]:
+    """Weights and bias that minimize the weighted log losses + weight_decay / 2 * |w|^2."""
     x, y, example_weight = x.clone(), y.double(), example_weight.clone()
-    basis = torch.linalg.svd(x, full_matrices=False).Vh.T  # orthonormal, so |w| stays
-    z = x @ basis
-    w = torch.zeros(z.shape[1], dtype=z.dtype, requires_grad=True)
-    bias = torch.zeros((), dtype=z.dtype, requires_grad=True)
+    w = torch.zeros(x.shape[1], dtype=x.dtype, requires_grad=True)
+    bias = torch.zeros((), dtype=x.dtype, requires_grad=True)
     optimizer = torch.optim.LBFGS([w, bias], max_iter=300, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        losses = F.binary_cross_entropy_with_logits(
-            z @ w + bias, y, example_weight, reduction="sum"
-        )
-        loss = losses + weight_decay / 2 * w.square().sum()
+        logits = x @ w + bias
+        loss = F.binary_cross_entropy_with_logits(logits, y, example_weight, reduction="sum")
+        loss = loss + weight_decay / 2 * w.square().sum()
         loss.backward()
         return loss
 
     optimizer.step(closure)
-    weights, bias = (basis @ w).detach(), bias.detach()
-    return lambda x: x @ weights + bias
+    return w.detach(), bias.detach()
