@@ -68,8 +68,9 @@ class PixelStatistics(nn.Module):
     def __init__(self, bands: int = 12) -> None:
         super().__init__()
         self.bands = bands
-        self.register_buffer("mean", torch.zeros(bands + 6))
-        self.register_buffer("std", torch.ones(bands + 6))
+        # Parameters that are not trained, so that the device of the model is known.
+        self.mean = nn.Parameter(torch.zeros(bands + 6), requires_grad=False)
+        self.std = nn.Parameter(torch.ones(bands + 6), requires_grad=False)
 
     @torch.no_grad()
     def fit(self, features: Tensor) -> PixelStatistics:
