@@ -25,7 +25,7 @@ def files_to_batches() -> None:
         arrow(axes, (x, 2.45), (x + 1.5, 2.45))
     for x, text, when in (
         (5.15, "decode, crop to a square, resize", "once, always the same result"),
-        (10.85, "choose, augment, divide by 255", "in every epoch, random"),
+        (10.85, "shuffle, augment, divide by 255", "in every epoch, random"),
     ):
         axes.text(x, 3.75, text, ha="center", fontsize=9, color="#111111")
         axes.text(x, 0.85, when, ha="center", fontsize=9, color="#444444", style="italic")
@@ -78,4 +78,4 @@ def eight_transforms() -> None:
         axis.set(title=f"{index}: {turns}{', flip' if index >= 4 else ''}", xticks=[], yticks=[])
         axis.grid(False)
         axis.spines[:].set_visible(False)
-    _figure.suptitle("The eight symmetries of a square (dihedral group $D_4$)")
+    _figure.suptitle("The eight transforms of a square (turns are counter-clockwise)")
