@@ -125,19 +125,19 @@ def code_usage(counts: Tensor, title: str = "Relative frequency of the codes") -
     return figure
 
 
-def codebook_map(axis: Axes, vectors: Tensor, colours: Tensor, counts: Tensor, title: str) -> None:
+def codebook_map(axis: Axes, vectors: Tensor, colors: Tensor, counts: Tensor, title: str) -> None:
     """Codebook vectors on their two principal axes; larger dots are more frequent codes.
 
     Args:
         vectors: float (K, D).
-        colours: float (K, 3) in [0, 1], such as the mean colours of what the codes decode to.
+        colors: float (K, 3) in [0, 1], such as the mean colors of what the codes decode to.
         counts: int64 (K,), how often each code is used.
     """
-    centred = vectors.detach() - vectors.detach().mean(0)
-    _, singular_values, directions = torch.linalg.svd(centred, full_matrices=False)
+    centered = vectors.detach() - vectors.detach().mean(0)
+    _, singular_values, directions = torch.linalg.svd(centered, full_matrices=False)
     share = singular_values.square() / singular_values.square().sum()
     sizes = 4 + 4000 * counts / counts.sum()
-    axis.scatter(*(centred @ directions[:2].T).T, s=sizes, c=colours.numpy(), ec="grey", lw=0.4)
+    axis.scatter(*(centered @ directions[:2].T).T, s=sizes, c=colors.numpy(), ec="gray", lw=0.4)
     axis.set_title(title, fontsize=9)
     axis.set_xlabel(f"axis 1 ({share[0]:.0%} of the variance)", fontsize=8)
     axis.set_ylabel(f"axis 2 ({share[1]:.0%})", fontsize=8)
@@ -155,31 +155,31 @@ def codebook_among_features(
     """
     mean = features.mean(0)
     directions = torch.linalg.svd(features - mean, full_matrices=False)[2][:2].T
-    for points, colour, size, label in (
-        (features, "lightgrey", 3, "features"),
+    for points, color, size, label in (
+        (features, "lightgray", 3, "features"),
         (codebook[~used], "C3", 22, f"codebook vectors, unused: {int((~used).sum())}"),
         (codebook[used], "C2", 22, f"codebook vectors, in use: {int(used.sum())}"),
     ):
-        axis.scatter(*((points - mean) @ directions).T, s=size, color=colour, label=label)
+        axis.scatter(*((points - mean) @ directions).T, s=size, color=color, label=label)
     axis.set(title=title, xlabel="principal axis 1 of the features", ylabel="principal axis 2")
     axis.legend(fontsize=8)
 
 
-def influence_map(axis: Axes, change: Tensor, centre: int, title: str) -> AxesImage:
+def influence_map(axis: Axes, change: Tensor, center: int, title: str) -> AxesImage:
     """Mean change of each pixel after the codes of one position were replaced, on a log scale, with
-    frames of 32 pixels (the position) and 94 pixels (reach of the report's decoder).
+    frames of 32 pixels (the position) and 94 pixels (reach of the conventional decoder).
 
     Args:
         change: float (H, W).
-        centre: row and column of the position's centre, in pixels.
+        center: row and column of the position's center, in pixels.
     """
-    drawn = axis.imshow(change.clamp_min(1e-5), cmap="magma", norm=LogNorm(1e-5, 0.3))
-    for side, colour in ((32, "white"), (94, "deepskyblue")):
-        corner = centre - side / 2 - 0.5
-        axis.add_patch(Rectangle((corner, corner), side, side, fill=False, color=colour))
+    shown = axis.imshow(change.clamp_min(1e-5), cmap="magma", norm=LogNorm(1e-5, 0.3))
+    for side, color in ((32, "white"), (94, "deepskyblue")):
+        corner = center - side / 2 - 0.5
+        axis.add_patch(Rectangle((corner, corner), side, side, fill=False, color=color))
     axis.set(title=title, xlabel="pixels", ylabel="pixels")
     axis.grid(False)
-    return drawn
+    return shown
 
 
 def bits_per_position(bits: Tensor, title: str = "", low: float | None = None) -> Figure:
