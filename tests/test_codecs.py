@@ -78,7 +78,7 @@ def test_images_without_a_file_in_the_budget_are_nan(pixels):
     assert metrics.psnr.isnan().all() and metrics.summary()["n"] == 0
 
 
-def test_raw_thumbnail_and_mean_colour(image, pixels):
+def test_raw_thumbnail_and_mean_color(image, pixels):
     thumbnail = raw_thumbnail(image, 288)
     assert len(thumbnail.file) == thumbnail.num_bytes == 288
     assert thumbnail.psnr > mean_colour(image).psnr + 3

@@ -17,7 +17,7 @@ def thumbnails(images: np.ndarray, side: int = 16) -> np.ndarray:
 
 
 def statistics(images: np.ndarray) -> np.ndarray:
-    """Colour and texture statistics of the image and of its middle: float (n, 18)."""
+    """Color and texture statistics of the image and of its middle: float (n, 18)."""
     x = images.astype(np.float64)
     cut = x.shape[1] // 4
     middle = x[:, cut:-cut, cut:-cut]

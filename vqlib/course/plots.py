@@ -119,7 +119,7 @@ def code_usage(counts: Tensor, title: str = "Relative frequency of the codes") -
         frequency = (slot_counts.sort(descending=True).values / slot_counts.sum()).numpy()
         used = int((slot_counts > 0).sum())
         axis.plot(np.arange(1, used + 1), frequency[:used], label=f"slot {slot}: {used} codes used")
-    axis.axhline(1 / counts.shape[1], color="grey", ls=":", label="uniform")
+    axis.axhline(1 / counts.shape[1], color="gray", ls=":", label="uniform")
     axis.set(yscale="log", xlabel="rank of the code", ylabel="relative frequency", title=title)
     axis.legend(fontsize=8)
     return figure
@@ -183,11 +183,11 @@ def influence_map(axis: Axes, change: Tensor, center: int, title: str) -> AxesIm
 
 
 def bits_per_position(bits: Tensor, title: str = "", low: float | None = None) -> Figure:
-    """Bits per code at each position: one image for each slot, with a common colour scale.
+    """Bits per code at each position: one image for each slot, with a common color scale.
 
     Args:
         bits: float (h, w, slots), such as the mean of `code_bits` over images.
-        low: lower end of the colour scale; None for the smallest value.
+        low: lower end of the color scale; None for the smallest value.
     """
     slots = bits.shape[-1]
     figure, axes = plt.subplots(1, slots, figsize=(WIDTH, 2.7), squeeze=False)
@@ -207,12 +207,12 @@ def voronoi_regions(
 
     Args:
         points: float (N, 2).
-        codebook: float (K, 2); there are different colours for up to 12 regions.
+        codebook: float (K, 2); there are different colors for up to 12 regions.
         title: of the axis.
         span: the axes show -span to span.
     """
     line = torch.linspace(-span, span, 200)
-    mesh = torch.cartesian_prod(line, line)  # x runs slowest
+    mesh = torch.cartesian_prod(line, line)  # x changes slowest
     regions = nearest_codes(mesh[None], codebook.detach()[None]).view(200, 200).T
     extent = (-span, span, -span, span)
     axis.imshow(regions, origin="lower", extent=extent, cmap="Set3", alpha=0.7, vmin=0, vmax=11)
@@ -226,7 +226,7 @@ def voronoi_regions(
 
 
 def code_colours(codes: Tensor, images: Tensor, num_embeddings: int = 512) -> Tensor:
-    """A colour for each code: the mean colour of the positions at which it occurs.
+    """A color for each code: the mean color of the positions at which it occurs.
 
     Args:
         codes: int64 (n, h, w, slots).
@@ -246,12 +246,12 @@ def code_colours(codes: Tensor, images: Tensor, num_embeddings: int = 512) -> Te
     return torch.where(counts > 0, sums / counts.clamp_min(1), 0.5)
 
 
-def _codes_as_blocks(codes: Tensor, done: Sequence[int], colours: Tensor) -> np.ndarray:
+def _codes_as_blocks(codes: Tensor, done: Sequence[int], colors: Tensor) -> np.ndarray:
     """Grids (n, h, w, 4) as images (n, 2h, 2w, 3): each position is a block of 2 x 2 cells; white
     from code number `done` on."""
     n, h, w, slots = codes.shape
     order = torch.arange(codes[0].numel()).view(1, h, w, slots)
-    cells = colours[torch.arange(slots), codes]
+    cells = colors[torch.arange(slots), codes]
     cells[order >= torch.tensor(done).view(n, 1, 1, 1)] = 1.0
     return cells.view(n, h, w, 2, 2, 3).transpose(2, 3).reshape(n, 2 * h, 2 * w, 3).numpy()
 

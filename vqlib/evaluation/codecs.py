@@ -155,7 +155,7 @@ def raw_thumbnail(image: Image.Image, budget: int = 288) -> CompressedImage:
 
 
 def mean_colour(image: Image.Image) -> CompressedImage:
-    """The mean colour of the image, in 3 bytes."""
+    """The mean color of the image, in 3 bytes."""
     pixel = image.resize((1, 1), Image.Resampling.BOX)
     decoded = pixel.resize(image.size)
     return CompressedImage(pixel.tobytes(), 3, 1, decoded, _psnr(decoded, image))
