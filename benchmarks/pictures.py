@@ -38,7 +38,7 @@ def main() -> None:
     partial_codes = (samples[1].flatten() * is_sampled).view(-1, *samples[1].shape)
     images = vqvae.decode(partial_codes)
     some = encoded.codes[encoded.split.train[::64]]
-    colors = plots.code_colours(some, vqvae.decode(some), prior.num_embeddings)
+    colors = plots.code_colors(some, vqvae.decode(some), prior.num_embeddings)
     animation = plots.sampling_animation(partial_codes, stages, images, colors)
     (RESULTS / "sampling.webp").write_bytes(animation)
 

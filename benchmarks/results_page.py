@@ -21,7 +21,7 @@ AVIF = "AVIF speed 6, headers not counted"
 DEEP, LAYERS, REPORT = "ham10000", "ham10000-report-layers", "report-ham10000"
 # Names in the tables for names in the JSON files; a name that is not listed here is not changed.
 NAMES = {
-    "mean colour": "mean color",
+    "mean color": "mean color",
     "raw thumbnail": "thumbnail, raw pixels",
     DEEP: "**deep** (`deep`), ships as `ham10000`",
     LAYERS: "**report's layers** (`workbook`)",
@@ -123,7 +123,7 @@ def ssim_above_webp(result: dict[str, Any]) -> str:
 
 def reconstruction() -> str:
     val, test, bounds = map(load_results, ("isic2018-val", "isic2018-test", "bounds"))
-    flat = val["rows"]["mean colour"]["ssim"]
+    flat = val["rows"]["mean color"]["ssim"]
     notes = [
         f"Note on {named(n)}: {row['note']}." for n, row in test["rows"].items() if "note" in row
     ]

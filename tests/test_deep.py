@@ -7,13 +7,13 @@ import torch.nn.functional as F
 from vqlib import VQVAE
 from vqlib.beyond.deep import AttentionBlock, ResidualBlock
 from vqlib.data import to_float
-from vqlib.lesions.synthetic import catalogue, render
+from vqlib.lesions.synthetic import catalog, render
 from vqlib.metrics import psnr
 
 
 @pytest.fixture(scope="module")
 def images():
-    columns = catalogue(lesions=40)
+    columns = catalog(lesions=40)
     rendered = torch.from_numpy(render(*(column[:40] for column in columns), size=64))
     return to_float(rendered.permute(0, 3, 1, 2))
 

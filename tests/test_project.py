@@ -285,7 +285,7 @@ def test_tables_of_results_are_those_of_evaluate():
     card = (ROOT / "data/pretrained/ham10000/README.md").read_text("utf-8")
     val, test = results("isic2018-val"), results("isic2018-test")
     display_names = {
-        "mean colour": "mean color",
+        "mean color": "mean color",
         "raw thumbnail": "thumbnail, raw pixels",
         "ham10000": "**deep** (`deep`), ships as `ham10000`",
         "ham10000-report-layers": "**report's layers** (`workbook`)",

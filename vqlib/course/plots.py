@@ -225,7 +225,7 @@ def voronoi_regions(
     axis.grid(False)
 
 
-def code_colours(codes: Tensor, images: Tensor, num_embeddings: int = 512) -> Tensor:
+def code_colors(codes: Tensor, images: Tensor, num_embeddings: int = 512) -> Tensor:
     """A color for each code: the mean color of the positions at which it occurs.
 
     Args:
@@ -257,7 +257,7 @@ def _codes_as_blocks(codes: Tensor, done: Sequence[int], colors: Tensor) -> np.n
 
 
 def sampling_animation(
-    codes: Tensor, done: Sequence[int], images: Tensor, colours: Tensor, ms: int = 150
+    codes: Tensor, done: Sequence[int], images: Tensor, colors: Tensor, ms: int = 150
 ) -> bytes:
     """Stages of sampling as an animation, codes on the left, decoded image on the right.
 
@@ -265,14 +265,14 @@ def sampling_animation(
         codes: int64 (n, h, w, 4), one grid for each stage. A position is a block of 2 x 2 cells.
         done: number of codes that are sampled at each stage; the others are white.
         images: float (n, 3, H, W) in [0, 1], the decoded grids.
-        colours: float (4, K, 3), see `code_colours`.
+        colors: float (4, K, 3), see `code_colors`.
         ms: milliseconds per stage; the last one is shown 20 times as long.
 
     Returns:
         An animated WebP file.
     """
     height = images.shape[-2]
-    blocks = _codes_as_blocks(codes, done, colours)
+    blocks = _codes_as_blocks(codes, done, colors)
     blocks = blocks.repeat(height // blocks.shape[1], 1)
     blocks = blocks.repeat(blocks.shape[1] // blocks.shape[2], 2)
     gap = np.ones((len(codes), height, 16, 3))

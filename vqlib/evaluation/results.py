@@ -235,8 +235,8 @@ def results_table(result: Mapping[str, Any]) -> str:
     lines += [f"{name}: {row['note']}" for name, row in result["rows"].items() if "note" in row]
     lines.append(
         "\nn: images with a file in the budget; a row has no means if these are not all images. "
-        "PSNR and SSIM of\n8-bit pixels. Compare an SSIM with that of the mean colour, not with 0: "
-        "in smooth windows a flat\ncolour scores high (see `vqlib.metrics.ssim`)."
+        "PSNR and SSIM of\n8-bit pixels. Compare an SSIM with that of the mean color, not with 0: "
+        "in smooth windows a flat\ncolor scores high (see `vqlib.metrics.ssim`)."
     )
     if "bits_per_code" in result:
         lines.append("\nbits per code")

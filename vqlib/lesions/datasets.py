@@ -87,7 +87,7 @@ def synthetic_dataset(lesions: int = 400, seed: int = 0) -> ImageDataset:
     Raises:
         ValueError: `lesions` < 1 or `seed` < 0.
     """
-    table = synthetic.catalogue(lesions, seed)
+    table = synthetic.catalog(lesions, seed)
     lesion_ids = [f"synthetic_{lesion:05d}" for lesion in table.lesions]
     image_ids = [f"{lesion}_{view}" for lesion, view in zip(lesion_ids, table.views)]
 

@@ -35,7 +35,7 @@ BLUE, WHITE, DARKEST = (0.42, 0.46, 0.62), (0.94, 0.88, 0.90), (0.13, 0.08, 0.10
 TEXTURE_SIZE = 512  # pixels of a side of a texture; a power of two, so that `&` wraps around
 
 
-class Catalogue(NamedTuple):
+class Catalog(NamedTuple):
     """One entry per image, int64 (N,): class indices, lesion numbers, view numbers 0, 1, 2, ..."""
 
     labels: np.ndarray
@@ -43,7 +43,7 @@ class Catalogue(NamedTuple):
     views: np.ndarray
 
 
-def catalogue(lesions: int = 400, seed: int = 0) -> Catalogue:
+def catalog(lesions: int = 400, seed: int = 0) -> Catalog:
     """List the images of a synthetic data set: about 1.35 x `lesions` images, ordered by lesion.
 
     The class sizes follow CLASS_PROPORTIONS, rounded.
@@ -59,7 +59,7 @@ def catalogue(lesions: int = 400, seed: int = 0) -> Catalogue:
     counts = rng.choice(len(VIEW_PROPORTIONS), size=lesions, p=VIEW_PROPORTIONS) + 1
     numbers = np.repeat(np.arange(lesions), counts)
     views = np.arange(len(numbers)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return Catalogue(*(a.astype(np.int64) for a in (classes[numbers], numbers, views)))
+    return Catalog(*(a.astype(np.int64) for a in (classes[numbers], numbers, views)))
 
 
 def render(labels, lesions, views, size: int = 256, seed: int = 0) -> np.ndarray:
@@ -69,9 +69,9 @@ def render(labels, lesions, views, size: int = 256, seed: int = 0) -> np.ndarray
     lesion determine the skin and the lesion; the view determines how it is photographed.
 
     Args:
-        labels, lesions, views: n integers each, as in a `Catalogue`.
+        labels, lesions, views: n integers each, as in a `Catalog`.
         size: pixels of a side, 32 to 512.
-        seed: as in `catalogue`.
+        seed: as in `catalog`.
 
     Raises:
         ValueError: the lists have different lengths, or a number is out of range.

@@ -5,9 +5,9 @@ from __future__ import annotations
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from . import COLOURS, arrow, box, canvas
+from . import COLORS, arrow, box, canvas
 
-FOUR = [COLOURS[name] for name in ("data", "layer", "codes", "loss")]
+FOUR = [COLORS[name] for name in ("data", "layer", "codes", "loss")]
 
 
 def _cell(axes: Axes, x: float, y: float, side: float, color: str, text: str = "") -> None:
@@ -23,7 +23,7 @@ def order_of_codes() -> None:
         for c in range(8):
             here = (r, c) == (row, column)
             text = str(4 * (8 * r + c))
-            color = COLOURS["layer" if here else "note"]
+            color = COLORS["layer" if here else "note"]
             _cell(axes, 0.6 + side * c, 6.3 - side * (r + 1), side, color, text)
     axes.text(3.6, 6.45, "8 x 8 positions of 32 x 32 pixels", ha="center", va="bottom", fontsize=9)
     caption = "number: index of the first of the four codes at this position"

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 from matplotlib.patches import Rectangle
 
-from . import COLOURS, arrow, box, canvas
+from . import COLORS, arrow, box, canvas
 
 
 def codec_pipeline() -> None:
@@ -46,13 +46,13 @@ def nested_intervals() -> None:
     message = "bac"
     axes = canvas(16, 6.2, f"Arithmetic coding of the message {message!r}")
     low, width = Fraction(0), Fraction(1)
-    colours = [COLOURS[name] for name in ("data", "layer", "codes")]
+    colors = [COLORS[name] for name in ("data", "layer", "codes")]
     for step, chosen in enumerate(message):
         y, before = 5.0 - 2.0 * step, Fraction(0)
-        for colour, (symbol, p) in zip(colours, table.items(), strict=True):
+        for color, (symbol, p) in zip(colors, table.items(), strict=True):
             x, wide = 1.5 + 13 * float(before), 13 * float(p)
             edge = {"ec": "#111111", "lw": 2.5 if symbol == chosen else 0.8}
-            axes.add_patch(Rectangle((x, y), wide, 0.7, fc=colour, **edge))
+            axes.add_patch(Rectangle((x, y), wide, 0.7, fc=color, **edge))
             axes.text(
                 x + wide / 2, y + 0.35, f"{symbol}: p = {p}", ha="center", va="center", color="#111"
             )

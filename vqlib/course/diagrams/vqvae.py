@@ -89,8 +89,8 @@ def straight_through() -> Axes:
     box(axes, 10.7, y, 1.5, 1.3, "e", "data")
     box(axes, 13.4, y, 2.3, 1.3, "decoder", "layer")
     for start, end in ((2.6, 4.2), (5.7, 6.9), (9.5, 10.7), (12.2, 13.4)):
-        arrow(axes, (start, y + 0.65), (end, y + 0.65), colour=FORWARD)
-    path = {"colour": BACKWARD, "dashed": True}
+        arrow(axes, (start, y + 0.65), (end, y + 0.65), color=FORWARD)
+    path = {"color": BACKWARD, "dashed": True}
     arrow(axes, (14.5, y), (11.5, y), bend=-0.5, **path)
     arrow(axes, (11.4, y), (4.9, y), bend=-0.26, **path)
     arrow(axes, (4.7, y), (1.5, y), bend=-0.5, **path)
