@@ -24,7 +24,7 @@ done
 endef
 export PWD_AT_CALL := $(PWD)
 
-# Strict: all outputs are compared, except those of tagged cells and images.
+# All outputs are compared, except images and the outputs of tagged cells.
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=1200
 
 .NOTPARALLEL:

@@ -60,7 +60,7 @@ def set_environment(home: Path, data: str | None) -> None:
 
 
 def solve(book: nbformat.NotebookNode) -> set[str]:
-    """Replace what the cells of tasks are given by their solutions; returns the tasks' names."""
+    """Replace the given code in the task cells by the solutions; returns the names of the tasks."""
     import vqlib.course.tasks  # noqa: F401  (registers them)
     from vqlib.course.exercises import TASKS
 
@@ -74,7 +74,7 @@ def solve(book: nbformat.NotebookNode) -> set[str]:
 
 
 def unsolved(book: nbformat.NotebookNode, names: set[str]) -> NotebookFailed | None:
-    """A failure if a check did not say that a solution is correct."""
+    """The failure, if a check did not accept a solution; else None."""
     outputs = (o for cell in book.cells for o in cell.get("outputs", []))
     texts = "".join(o.get("data", {}).get("text/plain", "") for o in outputs)
     missing = sorted(name for name in names if f"{name}: correct." not in texts)

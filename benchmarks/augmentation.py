@@ -26,7 +26,7 @@ from vqlib.course.report_transforms import report_transforms
 from vqlib.data import batches, random_dihedral, rotate_and_flip
 from vqlib.lesions.datasets import open_dataset
 
-MEAN_COLOUR = (0.485, 0.456, 0.406)
+MEAN_COLOR = (0.485, 0.456, 0.406)
 
 
 def one_by_one(files: list[Path], size: int, batch_size: int) -> Iterable[torch.Tensor]:
@@ -75,7 +75,7 @@ def main() -> None:
             "one by one, PIL (nearest)": lambda: one_by_one(files, args.size, args.batch_size),
             "rotate_and_flip, reflect": lambda: ours(rotate_and_flip),
             "rotate_and_flip, black": lambda: ours(partial(rotate_and_flip, corners="black")),
-            "rotate_and_flip, colour": lambda: ours(partial(rotate_and_flip, corners=MEAN_COLOUR)),
+            "rotate_and_flip, color": lambda: ours(partial(rotate_and_flip, corners=MEAN_COLOR)),
             "dihedral": lambda: ours(random_dihedral),
             "no augmentation": lambda: ours(None),
         }

@@ -1,6 +1,6 @@
 """Figures: samples of each class for README.md, the stages of one sample for the results page.
 
-    python benchmarks/pictures.py        # seconds
+    python benchmarks/pictures.py        # takes seconds
 
 Pretrained models and default sampling options, seed 0, without selection. The last row of the first
 figure shows reconstructions of lesions of the validation split. In the second figure, codes that
@@ -38,8 +38,8 @@ def main() -> None:
     partial_codes = (samples[1].flatten() * is_sampled).view(-1, *samples[1].shape)
     images = vqvae.decode(partial_codes)
     some = encoded.codes[encoded.split.train[::64]]
-    colours = plots.code_colours(some, vqvae.decode(some), prior.num_embeddings)
-    animation = plots.sampling_animation(partial_codes, stages, images, colours)
+    colors = plots.code_colors(some, vqvae.decode(some), prior.num_embeddings)
+    animation = plots.sampling_animation(partial_codes, stages, images, colors)
     (RESULTS / "sampling.webp").write_bytes(animation)
 
 

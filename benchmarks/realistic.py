@@ -8,7 +8,7 @@ validation split after each epoch:
 
 - flow_loss: mean squared error of the velocity, at fixed times and for fixed noise;
 - psnr_db, decoded_psnr_db: of photographs with sampled detail, and of decoded images;
-- detail: energy of the differences between neighbouring pixels, divided by that of photographs.
+- detail: energy of the differences between neighboring pixels, divided by that of photographs.
 
 The EMA weights are saved after each epoch, in work_dir()/runs/NAME/realistic.safetensors.
 """
@@ -69,8 +69,9 @@ def random_crops(pairs: Tensor, generator: torch.Generator) -> Tensor:
     Returns:
         float (B, 6, CROP, CROP) in [0, 1].
     """
-    # The codes belong to patches of 32 pixels, so an error of the decoder depends on the position
-    # within a patch. The network's patches of 8 pixels keep their place.
+    # The codes belong to patches of 32 pixels, so the decoder's error depends on the position
+    # within a patch. Crops at multiples of 8 pixels stay aligned with the network's patches of 8
+    # pixels.
     corners = torch.randint((SIZE - CROP) // 8 + 1, (len(pairs), 2), generator=generator) * 8
     crops = [
         pair[:, y : y + CROP, x : x + CROP]
@@ -80,7 +81,7 @@ def random_crops(pairs: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def roughness(images: Tensor) -> float:
-    """Mean squared difference between horizontally and vertically neighbouring pixels."""
+    """Mean squared difference between horizontally and vertically neighboring pixels."""
     return float(images.diff(dim=-1).square().mean() + images.diff(dim=-2).square().mean())
 
 
@@ -105,7 +106,7 @@ def main() -> None:
     model.initialize_from_residuals(to_float(pixels[some]) - to_float(decoded[some]))
     strengths = ", ".join(f"{255 * x:.2f}" for x in model.component_std.flip(0).tolist())
     print(f"{sum(p.numel() for p in model.parameters()):,} weights, {model.config}")
-    print(f"standard deviations of the components, in grey levels: {strengths}")
+    print(f"standard deviations of the components, in gray levels: {strengths}")
 
     pairs: Any = Pairs(pixels, decoded)
     # The remaining arguments are the epoch and the first batch.

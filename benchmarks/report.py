@@ -2,9 +2,9 @@
 
     python benchmarks/report.py --data PATH        # PATH in the layout of HAM10000; again to resume
 
-1. Three hypotheses about where the images are rotated, without any training: the *lower bound* of
+1. Without training, for three hypotheses about where the images are rotated: the *lower bound* of
    the loss for any network with the report's target and sigmoid output, and the loss of the best
-   *single image*, which is all that the decoder can give when all positions have the same code.
+   *single image*, which is all that the decoder can output if every position has the same code.
 2. Hypotheses about the quantizer, with short trainings: which terms the loss contains, how vectors
    are cut from the feature map, and how many codes remain in use.
 3. The report's training: 20 epochs at 256 px, 90 % of the images, batch size 16, Adam 1e-3.

@@ -19,8 +19,9 @@ from vqlib.evaluation.results import RESULTS, load_results
 START, END = "<!-- results -->\n", "<!-- /results -->\n"
 AVIF = "AVIF speed 6, headers not counted"
 DEEP, LAYERS, REPORT = "ham10000", "ham10000-report-layers", "report-ham10000"
-# How the page calls what the files call by a shorter name; a name that is not here stays.
+# Names in the tables for names in the JSON files; a name that is not listed here is not changed.
 NAMES = {
+    "mean color": "mean color",
     "raw thumbnail": "thumbnail, raw pixels",
     DEEP: "**deep** (`deep`), ships as `ham10000`",
     LAYERS: "**report's layers** (`workbook`)",
@@ -103,7 +104,7 @@ def at_equal_bytes(result: dict[str, Any]) -> str:
         return found
 
     return table(
-        f"| At most {result['budget_bytes']} bytes an image | fits | PSNR, dB | SSIM "
+        f"| At most {result['budget_bytes']} bytes per image | fits | PSNR, dB | SSIM "
         "| above WebP, dB (95 %) | codes used | perplexity |",
         (cells(name, row) for name, row in result["rows"].items()),
     )
@@ -122,7 +123,7 @@ def ssim_above_webp(result: dict[str, Any]) -> str:
 
 def reconstruction() -> str:
     val, test, bounds = map(load_results, ("isic2018-val", "isic2018-test", "bounds"))
-    flat = val["rows"]["mean colour"]["ssim"]
+    flat = val["rows"]["mean color"]["ssim"]
     notes = [
         f"Note on {named(n)}: {row['note']}." for n, row in test["rows"].items() if "note" in row
     ]
@@ -132,7 +133,7 @@ def reconstruction() -> str:
         for coded in [val["rows"][name]["psnr_db"]]
     ]
     return f"""
-## Reconstruction with at most {val["budget_bytes"]} bytes an image
+## Reconstruction with at most {val["budget_bytes"]} bytes per image
 
 This table compares the VQ-VAEs with image codecs on the same images and at the same size.
 Validation split, n = {val["n"]}, {val["size"]} px:
@@ -141,25 +142,26 @@ Validation split, n = {val["n"]}, {val["size"]} px:
 
 {at_equal_bytes(val)}
 
-The codecs write complete files. For each image the best combination of downscaling and quality is
-searched. "Headers not counted" counts only the bytes after the header of the file; codes have no
-header. AVIF runs at speed 6, the default of Pillow. Slower settings compress better and were
-not measured. "Fits" is the number of images whose file is small enough.
-If not all images fit, the row has no means, because these would be means over other
-images. PSNR and SSIM are of 8-bit pixels.
+The codecs write complete files. For each image, the thumbnail size and the quality setting with the
+highest PSNR are searched. In rows with "headers not counted", the size is that of the compressed
+pixels alone; codes have no header. AVIF runs at speed 6, the default of Pillow. Slower settings
+compress better and were not measured. "Fits" is the number of images whose file is small enough.
+If some images do not fit, the row has no means, because they would be means over other images than
+those of the other rows. PSNR and SSIM are computed on 8-bit pixels.
 
 "Above WebP" is the mean difference in PSNR over the same images, with its 95 % interval (paired
-bootstrap). "Codes used" is of 512, in the slot that uses the fewest. The perplexity is the
-geometric mean over the slots. The deep model is {above_avif(val)}. {ssim_above_webp(val)}
+bootstrap). "Codes used" is the number of codes, out of 512, in the slot that uses the fewest. The
+perplexity is the geometric mean over the slots. The deep model is {above_avif(val)}.
+{ssim_above_webp(val)}
 
-An SSIM should be compared with that of the mean colour ({flat:.3f}), not with 0. Skin is smooth,
-and in a smooth window even a flat colour has a high SSIM: see the documentation of
+An SSIM should be compared with that of the mean color ({flat:.3f}), not with 0. Skin is smooth,
+and in a smooth window even a flat color has a high SSIM: see the documentation of
 `vqlib.metrics.ssim`.
 
 ### Test split
 
 The VQ-VAEs were measured on the test split once, after all choices about them had been made. (The
-models that ship were measured again later, on 8-bit pixels; nothing was chosen by that.) The
+pretrained models were measured again later, on 8-bit pixels; no choice was based on that.) The
 report's recipe splits by image, so most of these photographs were in its training set. Test split,
 n = {test["n"]}, {test["size"]} px:
 
@@ -173,10 +175,10 @@ The deep model is {above_avif(test)}. {ssim_above_webp(test)} {" ".join(notes)}
 
 ### The same networks without their quantizer
 
-This estimates the most that each network could reach. Each was trained for {bounds["epochs"]} more
-epochs with its latents in place of the codes. If the difference is large, the codes limit the
-model; if it is small, the network does. The PSNR without quantizer is of float pixels. Validation
-split, n = {bounds["rows"][DEEP]["n"]}:
+This table estimates the highest PSNR that each network could reach with any codebook. Each network
+was trained for {bounds["epochs"]} more epochs on its unquantized latents. If the difference is
+large, the quantization limits the model; if it is small, the network does. The PSNR without
+quantizer is computed on float pixels. Validation split, n = {bounds["rows"][DEEP]["n"]}:
 
     python benchmarks/bounds.py --data PATH
 
@@ -193,17 +195,17 @@ def bits_and_files() -> str:
     return f"""
 ## Bits per code and size of files
 
-The bits per code are the negative log-likelihood of the codes, and so the length that an ideal
-entropy coder would need. The tables (unigram, bigram) were counted on the training split and are
-not conditioned on the class. Validation split, n = {val["n"]}:
+The bits per code are the mean negative log-likelihood of a code to base 2, which is the length that
+an ideal entropy coder would need. The frequency tables (unigram, bigram) were counted on the
+training split and are not conditioned on the class. Validation split, n = {val["n"]}:
 
     python -m vqlib evaluate --data PATH
 
 {body}
 
-The prior needs {percent(1 - own / best, 1)} less than the best table ({name}), and {size:.0f} bytes
-an image. Written by a range coder, {files["n"]} validation lesions take
-{files["prior_bytes"]:.0f} bytes each, header included. At the same PSNR
+The prior needs {percent(1 - own / best, 1)} fewer bits than the best frequency table ({name}); its
+ideal code length is {size:.0f} bytes per image. Files written by a range coder take
+{files["prior_bytes"]:.0f} bytes on average, header included (n = {files["n"]}). At the same PSNR
 ({files["psnr_db"]:.1f} dB on average) WebP needs {files["baseline_bytes"]:.0f} bytes.
 The mean difference is {interval(files["difference_bytes"], 0)} bytes (95 % interval).
 """
@@ -271,8 +273,8 @@ def samples() -> str:
 
 Each set of {found["n"]} images is compared with {found["n"]} photographs of the validation split,
 in the {found["features"]} features of a lesion classifier that was trained on the training split.
-"Real, another split" and the reconstructions are lesions of the test split. They show how far two
-sets of real lesions are apart, and nothing was chosen by them. The samples are generated
+"Real, another split" and the reconstructions are lesions of the test split. They show the distance
+between two sets of real lesions, and no choice was based on them. The samples are generated
 with the default settings. ± is one standard error. The kernel distance of the samples uses
 {ours["images"]:,} images: the distance is unbiased, and more images make its error smaller.
 
@@ -280,8 +282,8 @@ with the default settings. ± is one standard error. The kernel distance of the 
 
 {body}
 
-The goal for the samples was a kernel distance of at most twice that of the reconstructions. It is
-{met}. The distance of the samples is {errors[0]} standard errors above zero, that of the
+The goal for the samples was a kernel distance of at most twice that of the reconstructions. This
+goal was {met}. The distance of the samples is {errors[0]} standard errors above zero, that of the
 reconstructions {errors[1]}.
 
 A near-copy is nearer to a training lesion, in any of eight orientations, than 99 % of the held-out
@@ -291,8 +293,8 @@ and {percent(copies["codes"]["fraction"], 1)} by codes; up to
 
 ![Codes appear one position after another, row by row; beside them the decoded image](sampling.webp)
 
-*One sample while it is generated, and what the decoder makes of the codes so far. The colour of a
-code shows its index and has no other meaning (`benchmarks/pictures.py`).*
+*One sample while it is generated (left), and the image decoded from the codes so far (right). Each
+code is shown in the mean color of the image regions in which it occurs (`benchmarks/pictures.py`).*
 """
 
 
@@ -313,11 +315,11 @@ def guidance() -> str:
     return f"""
 ## Classifier-free guidance
 
-`sample(..., guidance=w)` moves the conditional logits further away from the unconditional ones.
+`sample(..., guidance=w)` moves the conditional logits away from the unconditional ones.
 The balanced accuracy is the fraction of images for which the classifier predicts the requested
 class, averaged over the classes. Kernel distance, precision and recall compare the samples with the
-photographs of the validation split, n = {found["n"]}. These samples are not those of the section
-above. ± is one standard error.
+photographs of the validation split, n = {found["n"]}. These samples are other ones than in the
+previous section. ± is one standard error.
 
     python benchmarks/guidance.py --data PATH
 
@@ -353,7 +355,7 @@ columns are the recall of each class.
 
 The largest difference in balanced accuracy is {100 * (max(scores) - min(scores)):.0f} points. The
 standard error of a difference between two rows is about {100 * 2**0.5 * error:.0f} points, if their
-errors are taken as independent.
+errors are independent.
 """
 
 
@@ -372,15 +374,15 @@ def priors() -> str:
         for row in found["rows"]
     ]
     body = table(
-        "| Prior | parameters, M | bits per code | from the base | in training | best epoch |",
+        "| Prior | parameters, M | bits per code | minus base | bits in training | best epoch |",
         rows,
     )
     return f"""
-## Parts of the prior
+## Ablation of the prior
 
-A smaller prior than the one that ships, trained for {base["epochs"]} epochs with one seed. Each row
-changes the base as its name says. The bits per code are those of the best epoch. Validation split,
-n = {base["n"]}:
+The base is smaller than the pretrained prior. Each prior was trained for {base["epochs"]} epochs
+with one seed and differs from the base in what its name says. The bits per code are those of the
+best epoch. Validation split, n = {base["n"]}:
 
     python benchmarks/priors.py --data PATH
 
@@ -404,15 +406,14 @@ def ablation() -> str:
         )
         for row in found["rows"]
     ]
-    body = table(
-        "| Change | seed | PSNR, dB | from the base | SSIM | codes used | perplexity |", rows
-    )
+    body = table("| Change | seed | PSNR, dB | minus base | SSIM | codes used | perplexity |", rows)
     return f"""
-## Parts of the quantizer and of its training
+## Ablation of the quantizer and of its training
 
 The report's layers at {found["size"]} px, trained for {found["rows"][0]["steps"]} steps. Each row
-changes the base as its name says. Two seeds of one row differ by up to {max(again):.2f} dB, so
-smaller differences between rows say nothing. Validation split, n = {found["rows"][0]["n"]}:
+differs from the base in what its name says. Two seeds of one row differ by up to
+{max(again):.2f} dB, so smaller differences between rows are not interpreted. Validation split, n =
+{found["rows"][0]["n"]}:
 
     python benchmarks/ablation.py --data PATH
 
@@ -435,12 +436,13 @@ def quantizers() -> str:
         for name, row in found["rows"].items()
     ]
     return f"""
-## The quantizer beside `vector-quantize-pytorch`
+## The quantizer compared with `vector-quantize-pytorch`
 
-The same network, images ({found["size"]} px), optimizer and seed, {found["epochs"]} epochs; only
-the quantizer differs. Time and memory are those of the quantizer alone, forward and backward: the
-time for 16 images, the memory for 256. One seed each; the section above shows how much seeds
-differ. Validation split, n = {found["rows"]["vqlib"]["n"]}:
+Network, images ({found["size"]} px), optimizer, seed and number of epochs
+({found["epochs"]}) are the same; only the quantizer differs. Time and memory are those of the
+quantizer alone, forward and backward: the time for 16 images, the memory for 256. Each row has one
+seed; the previous section shows how much the seeds differ. Validation split, n =
+{found["rows"]["vqlib"]["n"]}:
 
     pip install vector-quantize-pytorch
     python benchmarks/quantizers.py --data PATH
@@ -468,7 +470,7 @@ def report() -> str:
         )
 
     body = table(
-        "| Reading of the quantizer | px | epochs | loss | of it MSE | PSNR, dB "
+        "| Reading of the quantizer | px | epochs | loss | of which MSE | PSNR, dB "
         "| codes used in any slot, of 512 |",
         (
             (
@@ -497,23 +499,24 @@ def report() -> str:
     return f"""
 ## The report, reproduced
 
-This trains the report's recipe as it stands, and readings of what its text leaves open for fewer
-epochs. The data are `{images}`, split by image, 90 % for training as in the report. Loss and MSE
-are means over the last {batches % 100 or 100} of the {batches} batches of an epoch. PSNR and codes
-are of held-out images, n = {first["n"]}.
+The first row is the report's recipe without any change. The other rows are possible readings of
+what the text leaves open, trained for fewer epochs. The data are `{images}`, split by image, 90 %
+for training as in the report. Loss and MSE are means over the last {batches % 100 or 100} of the
+{batches} batches of the last epoch. PSNR and codes are measured on held-out images, n =
+{first["n"]}.
 
     python benchmarks/report.py --data PATH        # PATH in the layout of HAM10000
 
 {body}
 
 The report's losses over its last three epochs lie between {low:.3f} and {high:.3f}. Readings whose
-loss ends in this interval: {inside("loss") or "none"}. Readings whose MSE does:
+loss ends in this interval: {inside("loss") or "none"}. Readings whose MSE ends in it:
 {inside("reconstruction_loss") or "none"}.
 
 The report compares a sigmoid output in [0, 1] with a normalized target, so its loss has a lower
-bound above zero. This table has the bound, and the loss of the best single image for all inputs, on
-{found["loss_bounds"][0]["images"]:,} training images. Both depend on where the rotation
-stands.
+bound above zero. The table gives this bound, and the loss of the best single image as output for
+all inputs, on {found["loss_bounds"][0]["images"]:,} training images. Both depend on the order of
+rotation and Normalize.
 
 {floors}
 
@@ -526,7 +529,8 @@ the first row. Its MSE in training ends at {prior["train_mse"][-1]:.3f}. On held
 {prior["n"]}) the MSE is lowest after epoch {1 + held_out.index(min(held_out))}, at
 {min(held_out):.3f}, and ends at {held_out[-1]:.3f}, which is
 {prior["held_out_mse_over_variance"]:.2f} of the variance. The report's own value is in the units of
-another codebook and can't be compared. Its sampling loop gives this (notebook 09 explains why):
+another codebook and can't be compared. Its sampling loop gives these images (notebook 09 explains
+why):
 
 ![16 images sampled by the report's loop](report-samples.png)
 """
@@ -567,9 +571,9 @@ its samples and the classifier were measured on that split only.
     tail = """
 ## Other files in this folder
 
-`curves.json` and `prior-curve.json` hold what was measured after each epoch of the trainings of
-`benchmarks/pretrained.py`; notebooks 06 and 04 plot them. `samples.jpg` is the picture of the main
-README, by `benchmarks/pictures.py`.
+`curves.json` and `prior-curve.json` contain the held-out metrics after each epoch of the trainings
+in `benchmarks/pretrained.py`; notebooks 06 and 04 plot them. `samples.jpg` is the figure in the
+main README; `benchmarks/pictures.py` writes it.
 """
     return "\n".join(filled(part) for part in (head, *(make() for make in SECTIONS), tail))
 
@@ -594,22 +598,22 @@ def readme_results() -> str:
     ranges = ", lowest to highest" if len(machines) > 1 else ""
     above = interval(test["rows"][DEEP]["psnr_above_baseline_db"], 2)
     items = f"""
-- **Reconstruction** (`python -m vqlib evaluate --data PATH`). With {val["budget_bytes"]} bytes an
+- **Reconstruction** (`python -m vqlib evaluate --data PATH`). With {val["budget_bytes"]} bytes per
 image, the deep model reaches {ours[0]} dB PSNR and WebP {webp[0]} dB on the validation split (n =
-{val["n"]}), {ours[1]} and {webp[1]} dB on the test split (n = {test["n"]}, `--split test`). There
-it is {above} dB (95 % interval) above WebP, and {above_avif(test)}.
+{val["n"]}), {ours[1]} and {webp[1]} dB on the test split (n = {test["n"]}, `--split test`). On the
+test split, the deep model is {above} dB (95 % interval) above WebP, and {above_avif(test)}.
 
 - **Bits per code and file size** (same command). Given the class, the prior needs
-{bits["prior, given the class"]:.2f} bits per code on the validation split (n = {val["n"]}); without
-a model a code takes {bits["uniform"]:.0f}. Entropy-coded files take
+{bits["prior, given the class"]:.2f} bits per code on the validation split (n = {val["n"]}); a
+code without a model takes {bits["uniform"]:.0f}. Entropy-coded files take
 {files["prior_bytes"]:.0f} bytes, WebP files of the same PSNR
 {files["baseline_bytes"]:.0f} bytes (n = {files["n"]}).
 
-- **Speed of the sampler** (`python benchmarks/sampling.py`). The cached sampler is faster than 256
-passes through the network, by the number of images at once: {", ".join(times)}; on
+- **Speed of the sampler** (`python benchmarks/sampling.py`). Speedup of the cached sampler over 256
+passes through the network, for each batch size: {", ".join(times)}; on
 {count(len(machines), "machine")}{ranges}, {span((m["threads"] for m in machines), 0)} CPU threads.
-Four new lesions, decoded, take {span((m["seconds_for_4_lesions"] for m in machines), 2)} s. Speed
-on a GPU has not been measured.
+Four new lesions, sampled and decoded, take
+{span((m["seconds_for_4_lesions"] for m in machines), 2)} s. Speed on a GPU has not been measured.
 """
     return filled(items).replace("\n\n", "\n")
 

@@ -53,7 +53,7 @@ METHODS: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def draw_samples(method: str, prior: PixelCNN, n: int) -> Tensor:
+def run_sampler(method: str, prior: PixelCNN, n: int) -> Tensor:
     return METHODS[method](prior, n, generator=torch.Generator().manual_seed(0))
 
 
@@ -65,7 +65,7 @@ def seconds(run: Callable[[], object]) -> float:
 
 def same_codes(prior: PixelCNN) -> bool:
     prior64 = prior.double()
-    grids = [draw_samples(method, prior64, 2) for method in METHODS]
+    grids = [run_sampler(method, prior64, 2) for method in METHODS]
     prior.float()
     return all(torch.equal(grids[0], grid) for grid in grids)
 
@@ -85,7 +85,7 @@ def interleaved_timings(n: int, rounds: int = 15) -> tuple[float, float]:
     """Seconds for one forward pass over n grids, and for sampling them with the cache."""
     _, prior = load_pretrained("ham10000")
     codes = torch.zeros(n, 8, 8, prior.slots, dtype=torch.long)
-    forward_pass, cached = partial(prior, codes), partial(draw_samples, "cached", prior, n)
+    forward_pass, cached = partial(prior, codes), partial(run_sampler, "cached", prior, n)
     pass_seconds, cached_seconds = [], []
     with torch.inference_mode():
         forward_pass(), cached()  # warm-up
@@ -138,7 +138,7 @@ def main() -> None:
         one_pass, cached = (median(column) for column in zip(*pairs, strict=True))
         row = {"n": n, "seconds_per_forward_pass": one_pass}
         for name in METHODS:
-            taken = cached if name == "cached" else seconds(partial(draw_samples, name, prior, n))
+            taken = cached if name == "cached" else seconds(partial(run_sampler, name, prior, n))
             row[name] = {"seconds": taken, "speedup": 256 * one_pass / taken}
         row["cached"] |= {"speedup": median(speedups), "speedup_of_each_process": speedups}
         result["rows"].append(row)

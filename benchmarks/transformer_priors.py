@@ -3,9 +3,9 @@
     python benchmarks/transformer_priors.py --data PATH --kind causal    # call again to resume
 
 The codes are those of the pretrained VQ-VAE, with the training images in all eight orientations, as
-for the pretrained prior. A run gets the number of epochs that takes `--minutes` on a pair of
-cores, from the seconds per step in SECONDS_PER_STEP. The weights of the epoch with the
-fewest bits per code on the validation split are kept, in work_dir()/runs/RUN/prior.safetensors;
+for the pretrained prior. The number of epochs is chosen so that a run takes about `--minutes`
+minutes on two cores, with the seconds per step in SECONDS_PER_STEP. The weights of the epoch with
+the fewest bits per code on the validation split are kept, in work_dir()/runs/RUN/prior.safetensors;
 for the masked transformer, bits per code are an upper bound (see `MaskedTransformer.bits_bound`).
 """
 
@@ -61,9 +61,9 @@ def augmented_codes(data: ImageDataset) -> EncodedDataset:
 def train_masked(encoded: EncodedDataset, run: str, epochs: int, device: torch.device) -> None:
     """Train a masked transformer; the weights with the lowest bound on validation are kept.
 
-    The number of masked codes of a grid is uniform in 1..T, as in the bound. In a sampler with the
-    cosine schedule, too, the codes are sampled at a share of masked codes that is uniform. The loss
-    is the mean over all masked codes of a batch.
+    The number of masked codes of a grid is uniform in 1..T, as in the bound. In sampling, too, the
+    fraction of codes that are still masked when a code is sampled is about uniform over the codes.
+    The loss is the mean over all masked codes of a batch.
     """
     train, val = encoded.split.train, encoded.split.val
     augmented, labels = encoded.augmented, encoded.labels

@@ -15,7 +15,7 @@ from vqlib.evaluation.codecs import (
     baselines,
     best_within_budget,
     evaluate_codec,
-    mean_colour,
+    mean_color,
     payload_bytes,
     raw_thumbnail,
     smallest_at_psnr,
@@ -78,10 +78,10 @@ def test_images_without_a_file_in_the_budget_are_nan(pixels):
     assert metrics.psnr.isnan().all() and metrics.summary()["n"] == 0
 
 
-def test_raw_thumbnail_and_mean_colour(image, pixels):
+def test_raw_thumbnail_and_mean_color(image, pixels):
     thumbnail = raw_thumbnail(image, 288)
     assert len(thumbnail.file) == thumbnail.num_bytes == 288
-    assert thumbnail.psnr > mean_colour(image).psnr + 3
+    assert thumbnail.psnr > mean_color(image).psnr + 3
     metrics = evaluate_codec(raw_thumbnail, pixels, torch.arange(1))
     assert float(metrics.psnr) == pytest.approx(thumbnail.psnr, abs=1e-3)
 
@@ -96,13 +96,13 @@ def test_models_are_measured_on_8_bit_pixels_like_codecs(pixels, monkeypatch):
     assert 90 < metrics.psnr.min() and metrics.psnr.isfinite().all()
     assert metrics.ssim.tolist() == pytest.approx([1, 1], abs=1e-6)
     uniform = Image.new("RGB", (64, 64), (200, 150, 120))
-    assert mean_colour(uniform).psnr == pytest.approx(float(metrics.psnr[0]))
+    assert mean_color(uniform).psnr == pytest.approx(float(metrics.psnr[0]))
 
 
 def test_no_means_for_a_codec_that_cannot_code_all_images(tmp_path, monkeypatch):
     monkeypatch.setenv("VQLIB_HOME", str(tmp_path))
-    partly = lambda x: mean_colour(x) if np.asarray(x).sum() % 2 else None  # noqa: E731
-    codecs = {BASELINE_CODEC: mean_colour, "partial": partly}
+    partly = lambda x: mean_color(x) if np.asarray(x).sum() % 2 else None  # noqa: E731
+    codecs = {BASELINE_CODEC: mean_color, "partial": partly}
     monkeypatch.setattr("vqlib.evaluation.results.baselines", lambda budget: codecs)
     result = evaluate(synthetic_dataset(lesions=120), {"model": VQVAE()}, size=64)
     n, rows = result["n"], result["rows"]

@@ -256,35 +256,35 @@ def test_work_dir(tmp_path, monkeypatch):
 
 def test_every_kind_of_image_file_is_converted_or_raises(ham, monkeypatch):
     dataset, path = open_dataset(ham), ham / "HAM10000_images_part_1" / f"{IDS[0]}.jpg"
-    colour = Image.fromarray(np.random.default_rng(0).integers(0, 256, (45, 60, 3), np.uint8))
+    color = Image.fromarray(np.random.default_rng(0).integers(0, 256, (45, 60, 3), np.uint8))
 
     def read(image, file_format="PNG", **options):
         image.save(path, file_format, **options)
         return np.asarray(dataset.image(0))
 
-    grey = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)
-    for sixteen_bits in (grey, grey + (grey < 65535), grey.astype(">u2")):
+    gray = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)
+    for sixteen_bits in (gray, gray + (gray < 65535), gray.astype(">u2")):
         file_format = "PNG" if sixteen_bits.dtype == np.uint16 else "TIFF"
         out = read(Image.fromarray(sixteen_bits), file_format)
         assert np.array_equal(out[..., 0].flatten(), np.arange(256)) and out.shape == (16, 16, 3)
     exif = Image.Exif()
     exif[0x0112] = 6  # rotated by a quarter turn
-    assert np.array_equal(read(colour, exif=exif), np.rot90(colour, -1))
-    opaque = colour.copy()
+    assert np.array_equal(read(color, exif=exif), np.rot90(color, -1))
+    opaque = color.copy()
     opaque.putalpha(255)
-    assert np.array_equal(read(opaque), np.asarray(colour))
+    assert np.array_equal(read(opaque), np.asarray(color))
 
     opaque.putpixel((3, 3), (0, 0, 0, 254))
-    palette = colour.quantize(8)
+    palette = color.quantize(8)
     for transparent, options in ((opaque, {}), (palette, {"transparency": 0})):
         with pytest.raises(DataError, match=f"{IDS[0]}.jpg has transparent pixels, .* Save it"):
             read(transparent, **options)
     for dtype in (np.int32, np.float32):
         with pytest.raises(DataError, match=r"32-bit pixels .* Convert"):
-            read(Image.fromarray(grey.astype(dtype)), "TIFF")
+            read(Image.fromarray(gray.astype(dtype)), "TIFF")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(DataError, match=r"is too large .* scale the image down"):
-        read(colour)
+        read(color)
 
 
 # --- groups and splits
@@ -360,7 +360,7 @@ def test_crop_keeps_the_aspect_ratio_and_squash_is_the_reports_resize(size):
     image = Image.fromarray(np.uint8(disk * 255)).convert("RGB")
     crop = data.resize_to_square(image, 64, "crop") > 127
     assert crop.any((0, 2)).sum() == crop.any((1, 2)).sum() == 32
-    assert np.array_equal(crop, crop[::-1]) and np.array_equal(crop, crop[:, ::-1])  # centred
+    assert np.array_equal(crop, crop[::-1]) and np.array_equal(crop, crop[:, ::-1])  # centered
     squashed = data.resize_to_square(image, 64, "squash")
     assert np.array_equal(squashed, np.asarray(transforms.Resize((64, 64))(image)))
 
@@ -474,8 +474,8 @@ def test_a_changed_image_is_read_again(ham):
     """Even if its size and its time of modification are unchanged."""
     path, dataset = ham / "HAM10000_images_part_1" / f"{IDS[0]}.jpg", open_dataset(ham)
     fingerprints = []
-    for colour in ("red", "blue"):
-        Image.new("RGB", (40, 40), colour).save(path, "BMP")  # always of the same size
+    for color in ("red", "blue"):
+        Image.new("RGB", (40, 40), color).save(path, "BMP")  # always of the same size
         os.utime(path, (0, 0))
         pixels = dataset.pixels(24)
         image = torch.tensor(np.array(dataset.image(0))[:24, :24])
@@ -627,17 +627,17 @@ def test_corners():
     empty = (black[:, :, 0, 0] == 0).all(1)  # all but those with a small angle
     assert empty.float().mean() > 0.8
     assert 0.05 < (black == 0).float().mean() < 0.13
-    colour = (0.485, 0.456, 0.406)
-    out = rotate_and_flip(white, generator(), corners=colour)
-    assert (out[empty, :, 0, 0] == torch.tensor(colour)).all()
+    color = (0.485, 0.456, 0.406)
+    out = rotate_and_flip(white, generator(), corners=color)
+    assert (out[empty, :, 0, 0] == torch.tensor(color)).all()
     assert out.max() <= 1 and out[:, :, 32, 32].min() > 0.999
 
-    # Equivalent to rotating the normalised image with fill 0, the report's other order.
-    normalise = transforms.Normalize(colour, (0.229, 0.224, 0.225))
-    shifted = to_float(white) - torch.tensor(colour).view(3, 1, 1)
+    # Equivalent to rotating the normalized image with fill 0, the report's other order.
+    normalize = transforms.Normalize(color, (0.229, 0.224, 0.225))
+    shifted = to_float(white) - torch.tensor(color).view(3, 1, 1)
     zeros = rotate_and_flip(shifted.clamp(0, 1), generator(), corners="black")
     assert torch.allclose(
-        normalise(out), zeros / torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1), atol=1e-5
+        normalize(out), zeros / torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1), atol=1e-5
     )
 
 

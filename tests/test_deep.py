@@ -7,13 +7,13 @@ import torch.nn.functional as F
 from vqlib import VQVAE
 from vqlib.beyond.deep import AttentionBlock, ResidualBlock
 from vqlib.data import to_float
-from vqlib.lesions.synthetic import catalogue, render
+from vqlib.lesions.synthetic import catalog, render
 from vqlib.metrics import psnr
 
 
 @pytest.fixture(scope="module")
 def images():
-    columns = catalogue(lesions=40)
+    columns = catalog(lesions=40)
     rendered = torch.from_numpy(render(*(column[:40] for column in columns), size=64))
     return to_float(rendered.permute(0, 3, 1, 2))
 
@@ -55,9 +55,9 @@ def test_a_normalizing_model_is_initialized_from_normalized_pixels(initialized, 
 def test_the_initial_model_is_a_working_codec(initialized, images):
     held_out = images[32:]
     random = VQVAE.deep().eval()
-    mean_colours = F.interpolate(F.avg_pool2d(held_out, 32), scale_factor=32)
+    mean_colors = F.interpolate(F.avg_pool2d(held_out, 32), scale_factor=32)
     initial = psnr(initialized(held_out).reconstruction, held_out).mean()
-    assert initial > psnr(mean_colours, held_out).mean() + 1
+    assert initial > psnr(mean_colors, held_out).mean() + 1
     assert initial > psnr(random(held_out).reconstruction, held_out).mean() + 8
 
 

@@ -24,7 +24,7 @@ WRONG = {
 
 
 def answer_of(name, source):
-    """What a cell of this source makes, after the solutions of the notebook's earlier tasks."""
+    """Object that this source defines, after the solutions of the notebook's earlier tasks."""
     scope = dict(NAMES)
     for other in TASKS.values():
         if other.name == name:
@@ -50,7 +50,7 @@ def test_what_is_given_has_not_been_attempted(name):
 
 @pytest.mark.parametrize("name", TASKS)
 def test_given_code_of_a_repair_is_wrong(name):
-    """Any change, even of a name only, must not make the broken code pass."""
+    """A change, even of a name only, must not make the broken code pass."""
     each = TASKS[name]
     if each.is_repair:
         with pytest.raises(Wrong):
@@ -62,7 +62,7 @@ def test_given_code_of_a_repair_is_wrong(name):
     ("name", "source", "words"),
     [(name, *answer) for name, answers in WRONG.items() for answer in answers],
 )
-def test_wrong_answer_fails_and_is_told_why(name, source, words):
+def test_wrong_answer_fails_and_is_explained(name, source, words):
     answer = answer_of(name, source)
     for _ in range(3):
         with pytest.raises(Wrong) as caught:
@@ -77,7 +77,7 @@ def test_each_task_has_three_wrong_answers_and_two_hints():
     assert set(WRONG) <= set(TASKS)
 
 
-def test_each_quiz_stands_in_its_notebook_once():
+def test_each_quiz_is_in_its_notebook_once():
     asked = []
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         names = re.findall(r'quiz\(\\"([\d.]+)\\"\)', path.read_text("utf-8"))
@@ -86,7 +86,7 @@ def test_each_quiz_stands_in_its_notebook_once():
     assert sorted(asked) == sorted(exercises.QUIZZES)
 
 
-def test_each_task_stands_in_its_notebook_as_given():
+def test_each_task_is_in_its_notebook_as_given():
     cells = {}
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         for cell in json.loads(path.read_text("utf-8"))["cells"]:

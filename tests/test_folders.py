@@ -1,4 +1,4 @@
-"""Images of one's own: any folder becomes a data set, or an error that says what to do."""
+"""Other images: any folder becomes a data set, or an error says what to do."""
 
 import json
 
@@ -13,7 +13,7 @@ from vqlib.training import Progress
 
 
 def shapes(path, kind, i, size=(96, 64)):
-    """Stripes or disks in random colours: nothing like skin."""
+    """Stripes or disks in random colors: nothing like skin."""
     rng = np.random.default_rng([i, kind == "disks"])
     y, x = np.mgrid[: size[1], : size[0]]
     period, phase = rng.uniform(8, 30), rng.uniform(0, 30)
@@ -135,7 +135,7 @@ def test_commands_on_images_that_are_no_lesions(classed, monkeypatch, tmp_path, 
     assert result["rows"]["vqvae"]["n"] == 4 and result["bits_per_code"]
     assert main(["sample", *models, "--label", "MEL"]) == 2
     assert "disks, stripes" in capsys.readouterr().err
-    # The models that ship know seven diagnoses, which these images do not have.
+    # The models that ship have seven classes, which these images do not have.
     assert main(["evaluate", *data, "--json", str(table)]) == 0
     assert "not measured" in capsys.readouterr().out and "samples" not in json.loads(
         table.read_text()

@@ -110,8 +110,8 @@ def test_evaluate_samples_returns_json_and_detects_copies(tmp_path, monkeypatch)
     monkeypatch.setenv("VQLIB_HOME", str(tmp_path))
     data = open_dataset(lesions=60)
     vqvae, prior = VQVAE(data_init=False).eval(), PixelCNN(conv_filters=8, blocks=1).eval()
-    colours = lambda images: torch.nn.functional.adaptive_avg_pool2d(images, 2)  # noqa: E731
-    as_codes = lambda images: (511 * colours(images)).long().movedim(1, -1)  # noqa: E731
+    colors = lambda images: torch.nn.functional.adaptive_avg_pool2d(images, 2)  # noqa: E731
+    as_codes = lambda images: (511 * colors(images)).long().movedim(1, -1)  # noqa: E731
     monkeypatch.setattr(vqvae, "encode", lambda x: as_codes(x)[..., [0, 1, 2, 0]])
     encoded = encode_dataset(vqvae, data, size=64)
     classifier = LesionClassifier().eval()

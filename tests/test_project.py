@@ -1,4 +1,4 @@
-"""What holds for the project as a whole: its notebooks, its licence, the safety of its code."""
+"""Checks of the whole project: its notebooks, its license, the safety of its code."""
 
 import ast
 import functools
@@ -30,14 +30,14 @@ TITLES = [
     "04_prior_training",
     "05_generation",
 ]
-# nbval's own tags. A tag of the course's own is added here, with its meaning.
+# Tags of nbval. A new tag of the course is added here, with its meaning.
 TAGS = {"nbval-ignore-output", "nbval-skip", "raises-exception"}
 NOT_COMPARED = {"nbval-ignore-output", "nbval-skip"}
 CELL_LINES = 40
 
 UNSAFE = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
-# A picture or an archive in git must be named here, with where it comes from: none is a photograph.
+# Every image or archive in git must be listed here with its origin; none is a photograph.
 BINARIES = {
     "data/results/report-samples.png": "sampled by the models of benchmarks/report.py",
     "data/results/samples.jpg": "decoded from codes by benchmarks/pictures.py",
@@ -64,7 +64,7 @@ REPO = set_repo.current()
 
 @functools.cache
 def project_files() -> tuple[str, ...]:
-    """Files in git or about to be; in an unpacked archive, all but what is made here."""
+    """Files in git or about to be; in an unpacked archive, all but generated files."""
     if (ROOT / ".git").exists():
         command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
         listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
@@ -111,7 +111,7 @@ def tags(cell) -> set[str]:
 
 
 def texts(cell) -> str:
-    """All text a cell has put out: streams, results, HTML, tracebacks."""
+    """All text in the outputs of a cell: streams, results, HTML, tracebacks."""
     parts = []
     for output in cell.get("outputs", []):
         parts += [output.get("text", []), output.get("traceback", [])]
@@ -165,7 +165,7 @@ def test_notebook_hides_no_value_with_a_semicolon(book):
         assert not source(cell).rstrip().endswith(";"), f"{cell['id']}: end it with plt.show()"
 
 
-def test_notebook_names_no_machine(book):
+def test_notebook_contains_no_path_of_a_machine(book):
     for cell in book["cells"]:
         text = source(cell) + "\n" + texts(cell)
         assert not MACHINE_PATH.search(text), f"{cell['id']}: {MACHINE_PATH.search(text)}"
@@ -195,14 +195,14 @@ def test_notebook_compares_something_after_each_cell_nbval_ignores(book):
 
 
 def test_notebook_shows_no_real_lesion(book):
-    """Its images are the embedded default's: it printed so, and no real one is named or pasted."""
+    """Its output names the synthetic or decoded data set, and no real image is named or pasted."""
     printed = "\n".join(texts(cell) for cell in code_cells(book))
     assert re.search(r"<(synthetic|decoded): [\d,]+ images", printed), "the data set isn't shown"
     assert not re.search(r"<(isic ?2018|ham10000): [\d,]+ images", printed, re.IGNORECASE)
     assert not re.search(r"ISIC_\d{7}", printed)
     for cell in book["cells"]:
-        assert not cell.get("attachments"), f"{cell['id']}: a pasted picture"
-        assert "data:image" not in source(cell), f"{cell['id']}: a pasted picture"
+        assert not cell.get("attachments"), f"{cell['id']}: a pasted image"
+        assert "data:image" not in source(cell), f"{cell['id']}: a pasted image"
 
 
 # --- the repository -------------------------------------------------------------------------------
@@ -217,7 +217,7 @@ def test_the_address_is_the_same_everywhere():
         assert addresses == {REPO}, name
 
 
-def test_set_repo_rewrites_everything_and_finds_its_way_back(tmp_path):
+def test_set_repo_rewrites_everything_and_can_be_undone(tmp_path):
     (tmp_path / "notebooks").mkdir()
     files = ["pyproject.toml", "README.md", *(f"notebooks/{path.name}" for path in NOTEBOOKS)]
     before = {name: (ROOT / name).read_text("utf-8") for name in files}
@@ -231,7 +231,7 @@ def test_set_repo_rewrites_everything_and_finds_its_way_back(tmp_path):
     assert {name: (tmp_path / name).read_text("utf-8") for name in files} == before
 
 
-def test_environment_yml_is_in_step_with_pyproject():
+def test_environment_yml_agrees_with_pyproject():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text("utf-8"))
     assert environment["name"] == PYPROJECT["project"]["name"]
     assert environment["channels"] == ["conda-forge"]
@@ -255,7 +255,7 @@ def test_no_lesion_and_no_unnamed_binary_is_in_git():
         assert os.path.getsize(ROOT / name) < 10_000_000, f"{name}: over 10 MB"
 
 
-def test_no_file_names_a_machine():
+def test_no_file_contains_a_path_of_a_machine():
     for name in project_files():
         if Path(name).suffix in {".py", ".md", ".toml", ".yml", ".cfg", ""}:
             found = MACHINE_PATH.search((ROOT / name).read_text("utf-8"))
@@ -284,7 +284,8 @@ def test_tables_of_results_are_those_of_evaluate():
     page = (ROOT / "data/results/README.md").read_text("utf-8")
     card = (ROOT / "data/pretrained/ham10000/README.md").read_text("utf-8")
     val, test = results("isic2018-val"), results("isic2018-test")
-    told = {
+    display_names = {
+        "mean color": "mean color",
         "raw thumbnail": "thumbnail, raw pixels",
         "ham10000": "**deep** (`deep`), ships as `ham10000`",
         "ham10000-report-layers": "**report's layers** (`workbook`)",
@@ -292,7 +293,7 @@ def test_tables_of_results_are_those_of_evaluate():
     }
 
     def table_row(name, row):
-        cells = [told.get(name, name), str(row["n"]), "", "", "", "", ""]
+        cells = [display_names.get(name, name), str(row["n"]), "", "", "", "", ""]
         if "psnr_db" in row:
             cells[2:4] = f"{row['psnr_db']:.2f}", f"{row['ssim']:.3f}"
         if "codes_used" in row:
@@ -382,7 +383,7 @@ def test_the_readme_can_be_read_in_three_minutes():
     assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 120
 
 
-def test_commands_in_the_readme_are_understood():
+def test_commands_in_the_readme_are_valid():
     text = (ROOT / "README.md").read_text("utf-8").replace("\\\n", " ")
     commands = re.findall(r"^python -m vqlib (.*)$", text, re.MULTILINE)
     assert {command.split()[0] for command in commands} >= {"download", "train-vqvae", "evaluate"}
@@ -390,7 +391,7 @@ def test_commands_in_the_readme_are_understood():
         _parser().parse_args(shlex.split(command, comments=True))
 
 
-def test_the_table_of_the_reports_method_names_what_the_library_has():
+def test_the_table_of_the_reports_method_names_existing_objects():
     text = (ROOT / "notebooks/README.md").read_text("utf-8")
     rows = text.partition("| The report's method |")[2].splitlines()[2:]
     cells = [row.split("|")[2] for row in rows if row.startswith("|")]
@@ -406,7 +407,7 @@ def headings(text):
     return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-def test_links_between_pages_lead_somewhere():
+def test_links_between_pages_have_targets():
     pages = [ROOT / name for name in project_files() if name.endswith(".md")]
     links = 0
     for page in pages:

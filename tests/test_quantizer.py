@@ -245,8 +245,8 @@ def test_features_that_are_not_finite_raise(bad):
 
 def test_k_means_finds_the_clusters_and_never_gets_worse():
     torch.manual_seed(0)
-    centres = 10 * torch.randn(2, 8, 5)
-    vectors = centres.repeat(1, 100, 1) + 0.3 * torch.randn(2, 800, 5)
+    centers = 10 * torch.randn(2, 8, 5)
+    vectors = centers.repeat(1, 100, 1) + 0.3 * torch.randn(2, 800, 5)
 
     def error(codebook):
         codes = nearest_codes(vectors, codebook)[..., None].expand_as(vectors)

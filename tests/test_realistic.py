@@ -13,7 +13,7 @@ def small_decoder(channels=(16, 16), blocks=(1, 1, 1)):
 
 
 def smooth_residuals(n, size=32):
-    """Strong and coarse in brightness, weak and fine in colour."""
+    """Residuals that are strong and coarse in brightness, weak and fine in color."""
     coarse = torch.nn.functional.interpolate(
         0.06 * torch.randn(n, 1, size // 8, size // 8), size=size
     )
@@ -21,7 +21,7 @@ def smooth_residuals(n, size=32):
 
 
 def lively_decoder():
-    """Without the zero initialization, so that every layer contributes."""
+    """A decoder without the zero initialization, so that every layer contributes."""
     model = small_decoder()
     for parameter in model.parameters():
         if not parameter.any():
@@ -70,7 +70,7 @@ def test_an_untrained_decoder_adds_noise_with_the_covariance_of_residuals():
     )
     for statistic in (
         lambda x: x.std(),
-        lambda x: (x[:, 0] - x[:, 1]).std(),  # colour
+        lambda x: (x[:, 0] - x[:, 1]).std(),  # color
         lambda x: x[..., 0::4].sub(x[..., 1::4]).std(),  # fine detail
         lambda x: torch.nn.functional.avg_pool2d(x, 4).std(),  # coarse detail
     ):
@@ -104,7 +104,7 @@ def test_samples_are_reproducible_different_and_images():
 
 @torch.no_grad()
 def test_a_crop_and_the_whole_image_have_the_same_velocity():
-    """The reason why the network may be trained on crops: it reads a neighbourhood only."""
+    """The reason why the network may be trained on crops: it reads a neighborhood only."""
     model = lively_decoder()
     x, decoded, time = torch.randn(1, 48, 40, 40), torch.rand(1, 3, 160, 160), torch.tensor([0.3])
     whole = model(x, time, decoded)[..., 18:22, 18:22]

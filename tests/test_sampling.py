@@ -185,7 +185,7 @@ def test_a_code_without_probability_is_never_sampled():
 
 
 def test_guidance_follows_equation_6():
-    """First codes of many grids follow p(code | class)^(1 + w) / p(code)^w, normalised."""
+    """First codes of many grids follow p(code | class)^(1 + w) / p(code)^w, normalized."""
     prior, w, n = lively_prior(1), 1.5, 20_000
     with torch.inference_mode():
         empty = torch.zeros(1, 1, 1, 1, dtype=torch.long)
@@ -201,7 +201,7 @@ def test_guidance_follows_equation_6():
 
 
 def test_guidance_compares_the_same_grid_with_and_without_its_class():
-    """Second codes, beside what both halves say given the sampled first code."""
+    """The second codes follow the guided logits of both halves, given the sampled first code."""
     prior, w, n = lively_prior(1), 1.5, 20_000
     generator = torch.Generator().manual_seed(0)
     codes = sample(prior, n, 2, guidance=w, grid=(1, 2), generator=generator)
@@ -340,7 +340,7 @@ def test_completion_follows_the_posterior_of_each_label():
         assert (share - posterior).abs().max() < 0.08, label
 
 
-def test_bigram_baseline_learns_dependencies_between_neighbours():
+def test_bigram_baseline_learns_dependencies_between_neighbors():
     """A Markov chain: the next code is the last one plus 1 with a probability of 0.925."""
     torch.manual_seed(0)
     steps = 1 + torch.randint(4, (600, 8, 8, 2)) * (torch.rand(600, 8, 8, 2) < 0.1)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vqlib.lesions import CLASSES
-from vqlib.lesions.synthetic import catalogue, render
+from vqlib.lesions.synthetic import catalog, render
 
 SIZE = 64  # small images keep these tests fast; `size` changes only the resolution
 
@@ -17,7 +17,7 @@ def thumbnails(images: np.ndarray, side: int = 16) -> np.ndarray:
 
 
 def statistics(images: np.ndarray) -> np.ndarray:
-    """Colour and texture statistics of the image and of its middle: float (n, 18)."""
+    """Color and texture statistics of the image and of its middle: float (n, 18)."""
     x = images.astype(np.float64)
     cut = x.shape[1] // 4
     middle = x[:, cut:-cut, cut:-cut]
@@ -26,8 +26,8 @@ def statistics(images: np.ndarray) -> np.ndarray:
     return np.concatenate(columns, 1)
 
 
-def test_catalogue_resembles_ham10000():
-    table = catalogue(400, seed=3)
+def test_catalog_resembles_ham10000():
+    table = catalog(400, seed=3)
     assert all(column.dtype == np.int64 for column in table)
     assert table.lesions.max() == 399 and len(np.unique(table.lesions)) == 400
     assert 1.2 < len(table.labels) / 400 < 1.5
@@ -37,7 +37,7 @@ def test_catalogue_resembles_ham10000():
     assert proportions.min() >= 0.05 and CLASSES[proportions.argmax()] == "NV"
     label_of = table.labels[first][table.lesions]  # lesions are listed in order
     assert (label_of == table.labels).all()
-    assert not np.array_equal(catalogue(400, seed=4).labels[:400], table.labels[:400])
+    assert not np.array_equal(catalog(400, seed=4).labels[:400], table.labels[:400])
 
 
 def test_an_image_depends_only_on_its_own_label_lesion_and_view():
@@ -105,4 +105,4 @@ def test_errors_name_the_wrong_argument(change, message):
     with pytest.raises(ValueError, match=message):
         render(**({"labels": [0], "lesions": [0], "views": [0], "size": SIZE} | change))
     with pytest.raises(ValueError, match="lesions"):
-        catalogue(0)
+        catalog(0)

@@ -35,7 +35,7 @@ def home(tmp_path, monkeypatch):
 
 
 class StopAt(Progress):
-    """The stop button, pressed during some step; another run records its losses."""
+    """Prints nothing, and presses the stop button in step `at` if one is given."""
 
     def __init__(self, at=None):
         super().__init__()
@@ -82,15 +82,15 @@ def test_resumed_vqvae_equals_uninterrupted(home, stop, average):
 
 
 def test_averaged_weights_equal_the_closed_form(home):
-    """0.5 of the newest, 0.25 of the one before ..., and that is what is judged and kept."""
-    model, seen, judged = torch.nn.Linear(1, 1), [], []
+    """0.5 of the newest, 0.25 of the one before ...; the average is evaluated and kept."""
+    model, seen, evaluated = torch.nn.Linear(1, 1), [], []
 
     def compute_loss(batch):
         seen.append(model.weight.item())
         return (model(batch) - 5).square().mean(), {}
 
     def evaluate(folder, epoch):
-        judged.append(model.weight.item())
+        evaluated.append(model.weight.item())
         return {}, None
 
     fit(
@@ -109,8 +109,8 @@ def test_averaged_weights_equal_the_closed_form(home):
     )
     # seen[20] is the weight after the first epoch's last step. The first few count for less.
     expected = sum(weight / 2 ** (i + 1) for i, weight in enumerate(seen[20:0:-1]))
-    assert judged[0] == pytest.approx(expected, rel=1e-4) and judged[0] != seen[20]
-    assert judged[1] == model.weight.item()  # kept at the end
+    assert evaluated[0] == pytest.approx(expected, rel=1e-4) and evaluated[0] != seen[20]
+    assert evaluated[1] == model.weight.item()  # kept at the end
 
 
 def codes(n=64):
@@ -150,9 +150,9 @@ def test_prior_learns_a_rule_that_tables_cannot(home):
     assert best < 3.4
 
 
-def test_a_prior_of_turned_grids_draws_them_as_photographed(home):
-    """The grid of each orientation repeats one code of its own. Were the prior not told which one
-    it is shown, it would draw all eight codes."""
+def test_a_prior_of_augmented_grids_samples_orientation_0(home):
+    """Each orientation has grids of one code of its own. A prior that is not conditioned on the
+    orientation would sample all eight codes."""
     photographed = codes(64)
     each = torch.arange(8)[:, None, None, None, None].expand(8, 48, 2, 2, 4).contiguous()
     photographed.codes[:], photographed.augmented = 0, each
@@ -161,15 +161,17 @@ def test_a_prior_of_turned_grids_draws_them_as_photographed(home):
     prior = train_prior(
         photographed, fast, run="augmented", epochs=60, device="cpu", progress=StopAt(), **small
     )
-    drawn = sample(prior, 200, grid=(2, 2), generator=torch.Generator().manual_seed(0))
-    assert (drawn == 0).float().mean() > 0.95
+    sampled = sample(prior, 200, grid=(2, 2), generator=torch.Generator().manual_seed(0))
+    assert (sampled == 0).float().mean() > 0.95
 
 
-def test_another_run_in_the_folder_is_refused_and_left_alone(home):
+def test_another_run_in_the_folder_is_refused_and_not_changed(home):
     data = open_dataset(lesions=21)
     train_vqvae(data, run="mine", size=64, epochs=1, progress=StopAt())
     before = (home / "runs/mine/vqvae.safetensors").read_bytes()
-    with pytest.raises(DataError, match=r"epochs: 1 there, 2 now.*another name.*extend=True"):
+    with pytest.raises(
+        DataError, match=r"epochs: 1 in the folder, 2 in this call.*another name.*extend=True"
+    ):
         train_vqvae(data, run="mine", size=64, epochs=2, progress=StopAt())
     (home / "runs/mine/checkpoint.pt").write_bytes(b"broken")
     with pytest.raises(DataError, match=r"checkpoint\.pt can't be read"):
@@ -177,7 +179,7 @@ def test_another_run_in_the_folder_is_refused_and_left_alone(home):
     assert (home / "runs/mine/vqvae.safetensors").read_bytes() == before
 
 
-def test_a_run_that_another_process_trains_is_left_alone(home):
+def test_a_run_that_another_process_trains_is_not_changed(home):
     options = {"epochs": 3, "device": "cpu", "conv_filters": 16, "blocks": 1}
     with pytest.raises(KeyboardInterrupt):
         train_prior(codes(), run="mine", progress=StopAt(5), **options)
@@ -215,24 +217,24 @@ def test_a_trained_classifier_is_loaded_not_trained_again(home):
         train_classifier(255 - images, *arguments[1:], source="noise", epochs=1)
 
 
-# --- a run is what its settings say ---------------------------------------------------------------
+# --- the settings identify a run ------------------------------------------------------------------
 
 
-def one_colour(images, generator):
-    """An augmentation that leaves nothing of the images."""
+def one_color(images, generator):
+    """An augmentation that removes the content of the images."""
     return torch.full(images.shape, 0.5)
 
 
 VQVAE_CHANGES = {
-    r"recipe\.augment: vqlib\.random_dihedral there, .*one_colour": {"augment": one_colour},
-    r"augment: .* there, vqlib\.rotate_and_flip\(degrees=5\.0\)": {
+    r"recipe\.augment: vqlib\.random_dihedral in the folder, .*one_color": {"augment": one_color},
+    r"augment: .* in the folder, vqlib\.rotate_and_flip\(degrees=5\.0\)": {
         "augment": partial(rotate_and_flip, degrees=5.0)
     },
-    r"recipe\.resize_mode: crop there, squash": {"resize_mode": "squash"},
-    r"recipe\.batch_size: 16 there, 4": {"batch_size": 4},
-    r"recipe\.split_by: group there, image": {"split_by": "image"},
-    r"split: .* there, ": {"split_fractions": (0.6, 0.2, 0.2)},
-    r"recipe\.schedule\.grad_clip: 1\.0 there, None": {
+    r"recipe\.resize_mode: crop in the folder, squash": {"resize_mode": "squash"},
+    r"recipe\.batch_size: 16 in the folder, 4": {"batch_size": 4},
+    r"recipe\.split_by: group in the folder, image": {"split_by": "image"},
+    r"split: .* in the folder, ": {"split_fractions": (0.6, 0.2, 0.2)},
+    r"recipe\.schedule\.grad_clip: 1\.0 in the folder, None": {
         "schedule": replace(WORKBOOK.schedule, grad_clip=None)
     },
 }
@@ -253,15 +255,15 @@ def test_another_recipe_does_not_get_the_weights_of_a_finished_run(finished, mon
     monkeypatch.setenv("VQLIB_HOME", str(finished))
     before = {path: path.read_bytes() for path in finished.glob("runs/done/*")}
     data, recipe = open_dataset(lesions=21), replace(WORKBOOK, **VQVAE_CHANGES[message])
-    with pytest.raises(DataError, match=rf"{message}.* now.*run="):
+    with pytest.raises(DataError, match=rf"{message}.* in this call.*run="):
         train_vqvae(data, recipe, run="done", size=64, epochs=1, progress=StopAt())
     assert {path: path.read_bytes() for path in finished.glob("runs/done/*")} == before
 
 
-def test_other_pictures_do_not_get_the_weights_of_a_finished_run(finished, monkeypatch):
+def test_other_images_do_not_get_the_weights_of_a_finished_run(finished, monkeypatch):
     monkeypatch.setenv("VQLIB_HOME", str(finished))
     other = open_dataset(lesions=21, seed=1)
-    with pytest.raises(DataError, match=r"pixels: .* there"):
+    with pytest.raises(DataError, match=r"pixels: .* in the folder"):
         train_vqvae(other, run="done", size=64, epochs=1, progress=StopAt())
 
 
@@ -286,9 +288,11 @@ def test_other_codes_do_not_get_the_prior_of_a_finished_run(home):
     others["codebook"].codebook = others["codebook"].codebook.flip(1)
     others["augmented"].augmented = others["augmented"].codes[None, :48].expand(8, -1, -1, -1, -1)
     for field, other in others.items():
-        with pytest.raises(DataError, match=f"{field}: .* there"):
+        with pytest.raises(DataError, match=f"{field}: .* in the folder"):
             train_prior(other, run="done", epochs=1, progress=StopAt(), **SMALL_PRIOR)
-    with pytest.raises(DataError, match=r"recipe.label_dropout: 0.1 there, 0.5 now"):
+    with pytest.raises(
+        DataError, match=r"recipe.label_dropout: 0.1 in the folder, 0.5 in this call"
+    ):
         often = replace(WORKBOOK, label_dropout=0.5)
         train_prior(codes(), often, run="done", epochs=1, progress=StopAt(), **SMALL_PRIOR)
 
@@ -308,12 +312,12 @@ def test_functions_without_a_name_are_refused():
 def test_a_run_may_be_extended_but_only_if_that_is_asked_for(home):
     train_prior(codes(), run="mine", epochs=1, progress=StopAt(), **SMALL_PRIOR)
     longer = {"run": "mine", "epochs": 3, "progress": StopAt(), **SMALL_PRIOR}
-    with pytest.raises(DataError, match="epochs: 1 there, 3 now"):
+    with pytest.raises(DataError, match="epochs: 1 in the folder, 3 in this call"):
         train_prior(codes(), **longer)
     train_prior(codes(), extend=True, **longer)
     assert log(home / "runs/mine/log.jsonl")[-1]["epoch"] == 3
     assert model_notes(home / "runs/mine/prior.safetensors")["epochs"] == 3
-    with pytest.raises(DataError, match="epochs: 3 there, 2 now"):
+    with pytest.raises(DataError, match="epochs: 3 in the folder, 2 in this call"):
         train_prior(codes(), extend=True, **longer | {"epochs": 2})
 
 
@@ -330,7 +334,7 @@ def test_an_unfinished_prior_is_not_taken_for_a_finished_one(home, capsys):
     assert find_run("04", "prior.safetensors") == home / "runs/04"
 
 
-def test_after_a_nan_the_advised_call_goes_on_from_the_checkpoint(home):
+def test_after_a_nan_the_advised_call_continues_from_the_checkpoint(home):
     model, seen = torch.nn.Linear(1, 1), []
 
     def compute_loss(batch):
@@ -353,7 +357,7 @@ def test_after_a_nan_the_advised_call_goes_on_from_the_checkpoint(home):
     }
     with pytest.raises(FloatingPointError, match=r"nan at step 6; nothing after step 4.*lr=0\.25"):
         fit(model, **options)
-    with pytest.raises(DataError, match=r"lr: 0.5 there, 0.1 now.*lr=\.\.\."):
+    with pytest.raises(DataError, match=r"lr: 0.5 in the folder, 0.1 in this call.*lr=\.\.\."):
         fit(model, **options | {"schedule": Schedule(lr=0.1)})
     fit(model, **options, lr=0.25)
     assert seen[6] == seen[4]  # the first step after the checkpoint, done again
@@ -363,7 +367,7 @@ def test_after_a_nan_the_advised_call_goes_on_from_the_checkpoint(home):
 
 
 def overfitting():
-    """Codes by chance: the validation loss is lowest after one of the first epochs."""
+    """Random codes: the validation loss is lowest after one of the first epochs."""
     torch.manual_seed(1)
     grid = torch.randint(16, (64, 2, 2, 4))
     indices = torch.arange(64)
@@ -387,18 +391,18 @@ def test_a_resumed_prior_keeps_its_best_epoch_even_if_a_log_line_is_torn(home):
     assert all(torch.equal(whole[k], parts[k]) for k in whole)
 
 
-# --- what a recipe asks for is done ---------------------------------------------------------------
+# --- the settings of a recipe are applied ---------------------------------------------------------
 
 
 def test_training_images_are_augmented(home):
-    data, recipe = open_dataset(lesions=21), replace(WORKBOOK, augment=one_colour)
-    train_vqvae(data, recipe, run="grey", size=64, epochs=1, progress=StopAt())
+    data, recipe = open_dataset(lesions=21), replace(WORKBOOK, augment=one_color)
+    train_vqvae(data, recipe, run="gray", size=64, epochs=1, progress=StopAt())
     train_vqvae(data, run="augmented", size=64, epochs=1, progress=StopAt())
-    grey, augmented = (log(home / f"runs/{run}/log.jsonl") for run in ("grey", "augmented"))
-    assert grey[0]["perplexity"] < 5 < augmented[0]["perplexity"]  # one colour: a code per corner
+    gray, augmented = (log(home / f"runs/{run}/log.jsonl") for run in ("gray", "augmented"))
+    assert gray[0]["perplexity"] < 5 < augmented[0]["perplexity"]  # one color: a code per corner
 
 
-def test_labels_are_dropped_now_and_then(home):
+def test_labels_are_dropped_at_random(home):
     for rate, run in ((0.0, "never"), (0.5, "often")):
         recipe = replace(WORKBOOK, label_dropout=rate)
         prior = train_prior(codes(), recipe, run=run, epochs=2, progress=StopAt(), **SMALL_PRIOR)
@@ -407,7 +411,7 @@ def test_labels_are_dropped_now_and_then(home):
 
 
 def test_the_reports_prior_learns_to_predict_the_vectors(home):
-    """All vectors are the same and far from zero: MSE towards anything else stays above 1."""
+    """All vectors are the same and far from zero: MSE toward anything else stays above 1."""
     encoded = codes()
     encoded.codebook = encoded.codebook + 5
     train_prior(encoded, REPORT, run="report", epochs=20, progress=StopAt(), device="cpu")
@@ -448,7 +452,7 @@ def test_gradients_are_clipped(home):
     assert train(None) != pytest.approx(weight.item(), abs=1e-3)
 
 
-def test_the_classifiers_loss_knows_how_frequent_classes_are(home):
+def test_the_classifiers_loss_contains_the_class_frequencies(home):
     """At the start its logits are about 0, so its loss is the entropy of the frequencies."""
     torch.manual_seed(0)
     images, labels = torch.randint(256, (64, 3, 64, 64)).byte(), (torch.arange(64) == 0).long()
@@ -466,11 +470,11 @@ def test_the_report_splits_by_image_and_the_workbook_by_lesion():
         assert bool(groups[0] & groups[1]) == shares
 
 
-# --- a GPU need not wait --------------------------------------------------------------------------
+# --- no synchronization with a GPU ----------------------------------------------------------------
 
 
 class CountReads(TorchDispatchMode):
-    """Counts the operators that copy a value from the device to Python, for which a GPU waits."""
+    """Counts the operators that copy a value from the device to Python and so synchronize a GPU."""
 
     def __init__(self):
         super().__init__()
@@ -484,8 +488,8 @@ class CountReads(TorchDispatchMode):
 
 @pytest.mark.parametrize("ema_decay", [None, 0.9])
 def test_a_training_step_reads_nothing_from_the_device(ema_decay):
-    """Except in steps that log. On a GPU, the replacement of unused codes does not ask whether
-    there are any."""
+    """Except in steps that log. On a GPU, unused codes are replaced without a check whether there
+    are any."""
     torch.manual_seed(0)
     vqvae = VQVAE(restart_after=None).train()
     images = torch.rand(8, 3, 64, 64)

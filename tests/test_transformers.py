@@ -76,7 +76,7 @@ def test_label_orientation_and_position_matter(kind):
     assert not torch.allclose(no_label, prior(*inputs, torch.tensor([1])))
     assert not torch.allclose(no_label, prior(*inputs, None, torch.tensor([1])))
     logits = no_label.flatten(0, 3)
-    assert torch.pdist(logits).min() > 1e-3  # equal inputs, but each has its place
+    assert torch.pdist(logits).min() > 1e-3  # equal inputs, but each has its position
 
 
 @pytest.mark.parametrize("kind", [CausalTransformer, MaskedTransformer])
@@ -160,7 +160,7 @@ def test_a_uniform_prior_has_a_bound_of_log2_k():
     assert torch.allclose(bits, torch.full((5,), math.log2(K)))
 
 
-def test_random_masks_have_every_size_and_every_place():
+def test_random_masks_have_every_size_and_position():
     masks = random_masks((4000, 1, 3, 2), torch.rand(4000))
     numbers = masks.flatten(1).sum(1).bincount(minlength=7)
     assert numbers[0] == 0 and (numbers[1:] / 4000 - 1 / 6).abs().max() < 0.03

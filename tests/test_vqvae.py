@@ -74,7 +74,7 @@ def test_shapes_and_ranges_for_any_size_divisible_by_32():
         assert torch.allclose(model.decode(out.codes), out.reconstruction, atol=1e-5)
 
 
-def test_report_loss_is_in_normalised_units_and_its_pixels_are_mapped_back():
+def test_report_loss_is_in_normalized_units_and_its_pixels_are_mapped_back():
     model = VQVAE.report().eval()
     images = torch.rand(2, 3, 64, 64)
     out = model(images)

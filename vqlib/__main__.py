@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     def add_data(add: Callable) -> None:
         add("--data", help="folder of images, or synthetic; default: $VQLIB_DATA, data/, synthetic")
         add("--size", type=_image_size, default=256, help="pixels of a side, a multiple of 32")
-        add("--verify", action="store_true", help="check that the cache belongs to these images")
+        add("--verify", action="store_true", help="compare the images with those in the cache")
 
     def add_device(add: Callable) -> None:
         add("--device", type=_device, help="cuda, mps or cpu; default: the first available one")
@@ -88,7 +88,11 @@ def _parser() -> argparse.ArgumentParser:
         add("--recipe", choices=RECIPES, default="workbook", help="settings of the training")
         add("--run", default=run, help="name or folder of the run; the same name continues it")
         add("--epochs", type=int, help="number of epochs; default: the recipe's")
-        add("--lr", type=float, help="learning rate, new or continued run; default: the recipe's")
+        add(
+            "--lr",
+            type=float,
+            help="learning rate of a new or continued run; default: the recipe's",
+        )
         add("--extend", action="store_true", help="continue a run started with fewer epochs")
         add("--seed", type=int, default=0, help="random seed")
         add_device(add)
@@ -119,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--vqvae", type=Path, help="weights, together with --prior; default: those of --model")
     add("--prior", type=Path, help="weights, together with --vqvae; default: those of --model")
     add("--n", type=int, default=16, help="number of images")
-    add("--label", help="class known to the prior, such as MEL; default: unconditional samples")
+    add("--label", help="class of the prior, such as MEL; default: unconditional samples")
     add("--temperature", type=float, default=1.0, help="sampling temperature")
     add("--top-k", type=int, help="only the k most probable codes; default: all codes")
     text = "nucleus sampling: only the most probable codes of total probability p; default: all"
@@ -210,7 +214,7 @@ def _sample(options: argparse.Namespace) -> None:
     classes = notes.get("classes") or ()
     if options.label not in (None, *classes):
         raise ValueError(
-            f"--label {options.label}: {path} knows the classes {', '.join(classes) or '(none)'}"
+            f"--label {options.label}: the classes of {path} are {', '.join(classes) or '(none)'}"
         )
     grid = notes.get("grid", [8, 8]) if options.grid is None else [options.grid] * 2
     options.out.parent.mkdir(parents=True, exist_ok=True)

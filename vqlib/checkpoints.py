@@ -102,7 +102,7 @@ def fingerprint(*parts: Tensor | bytes | str) -> str:
     """Hash of tensors, bytes and texts, 16 hex digits (the first 64 bits of SHA-256).
 
     Args:
-        parts: tensors (dtype, shape and values count, the device does not), bytes or strings.
+        parts: tensors (dtype, shape and values are hashed, the device is not), bytes or strings.
     """
     digest = hashlib.sha256()
     for part in parts:
@@ -225,7 +225,9 @@ def _compare(folder: Path, old: dict, new: dict, allowed: set[str]) -> None:
     changed = [d for d in differences(old, new) if d[0] not in allowed]
     if not changed:
         return
-    lines = "; ".join(f"{name}: {before} there, {after} now" for name, before, after in changed)
+    lines = "; ".join(
+        f"{name}: {before} in the folder, {after} in this call" for name, before, after in changed
+    )
     hints = {
         "lr": " To continue with another learning rate, pass it as lr=... (--lr).",
         "epochs": " To train a run for more epochs, pass extend=True (--extend).",
@@ -411,7 +413,7 @@ def mark_finished(path: Path, epochs: int) -> None:
 
 def check_pair(vqvae: VQVAE, prior: PixelCNN) -> None:
     """Check that a prior was trained on the codes of this VQ-VAE. Otherwise its samples decode to
-    coloured noise.
+    colored noise.
 
     Raises:
         DataError: it was trained on other codes. A prior without a stored fingerprint passes.

@@ -44,7 +44,7 @@ ResizeMode = Literal["crop", "squash"]
 # Which blocks of a file have been compared with their checksums in this process: bool (blocks,).
 _VERIFIED: dict[tuple, np.ndarray] = {}
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
-TABLE_ADVICE = "A table has the column image and, if you like, the columns label, group and split."
+TABLE_ADVICE = "The column image is required; the columns label, group and split are optional."
 Augment = Callable[[Tensor, Generator], Tensor]
 
 
@@ -71,7 +71,7 @@ class ImageDataset:
         group_ids: N names; images of the same group (a lesion, a patient, a scene) have the same
             name. None: each image is a group of its own.
         given_split: replaces what `split` would compute.
-        group_word: what a group is, in the singular.
+        group_word: name of a group in messages, in the singular, such as "lesion".
         root: folder of the image files; None if there are none.
         paths: N files; or else
         render: (int64 (n,) image indices, size) -> uint8 (n, size, size, 3), and `render_key`, a
@@ -119,7 +119,7 @@ class ImageDataset:
         """Image i in 8-bit RGB, upright, in its original size; a rendered image at 256 x 256.
 
         Raises:
-            DataError: the file can't be read or its colours are undefined; see `read_image`.
+            DataError: the file can't be read or its colors are undefined; see `read_image`.
         """
         if self.render is not None:
             return Image.fromarray(self.render(np.array([range(len(self))[i]]), 256)[0])
@@ -184,7 +184,7 @@ class ImageDataset:
 
         Args:
             size: pixels of a side.
-            resize_mode: "crop" takes the largest centred square, which keeps the aspect ratio;
+            resize_mode: "crop" takes the largest centered square, which keeps the aspect ratio;
                 "squash" is the report's Resize((256, 256)), which keeps the whole image but
                 distorts it.
 
@@ -203,7 +203,7 @@ class ImageDataset:
             name, self._inputs(), shape, lambda indices: self._resized(indices, size, resize_mode)
         )
         if self.render is not None:
-            # On another processor, a rendered pixel may differ in its last bit. A training must be
+            # On another CPU, a rendered pixel may differ in its last bit. A training must be
             # resumable there, so this fingerprint does not depend on the content.
             pixels.fingerprint = fingerprint(name, self._inputs())
         return pixels
@@ -267,9 +267,9 @@ class ImageDataset:
 
 def _assign_parts(sizes: np.ndarray, fractions: tuple[float, float, float]) -> np.ndarray:
     """Split number (0, 1 or 2) of each group, for groups with `sizes` images in sorted order."""
-    centres = (sizes.cumsum() - sizes / 2) / max(1, sizes.sum())
+    centers = (sizes.cumsum() - sizes / 2) / max(1, sizes.sum())
     boundaries = np.cumsum(fractions)[:2]
-    val, test = np.searchsorted(centres, boundaries)  # first group of val and of test
+    val, test = np.searchsorted(centers, boundaries)  # first group of val and of test
     if len(sizes) >= 3:  # at least one group for each split whose fraction is above 0
         needs_train, needs_val, needs_test = (fraction > 0 for fraction in fractions)
         val = np.clip(val, needs_train, len(sizes) - needs_val - needs_test)
@@ -284,7 +284,7 @@ def open_folder(folder: str | Path) -> ImageDataset:
     - A flat folder has no classes.
     - One CSV file in the folder, with a column `image` (paths relative to the folder), replaces
       both: it names the images to use and, in the optional columns `label`, `group` and `split`,
-      their class, the group that must stay on one side of a split, and "train", "val" or "test".
+      their class, the group that must stay in one split, and "train", "val" or "test".
 
     Returns:
         An ImageDataset in the order of the sorted image names. Without classes, `classes` is ()
@@ -292,14 +292,14 @@ def open_folder(folder: str | Path) -> ImageDataset:
 
     Raises:
         DataError: there is no image, images lie both in the folder and in its subfolders, a table
-            names an image that is absent or named twice, leaves a label or part out, divides a
-            group, or there is more than one table.
+            names an image that is absent or named twice, has labels or splits for some images
+            only, divides a group, or there is more than one table.
     """
     root = Path(folder).expanduser()
     tables = sorted(root.glob("*.csv"))
     if len(tables) > 1:
         names = ", ".join(path.name for path in tables)
-        raise DataError(f"{root} has more than one CSV file ({names}): leave the one that counts")
+        raise DataError(f"{root} has more than one CSV file ({names}): keep only one")
     found = sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
     paths = {p.relative_to(root).as_posix(): p for p in found}
     paths = {name: path for name, path in paths.items() if "/." not in f"/{name}"}  # not hidden
@@ -312,7 +312,7 @@ def open_folder(folder: str | Path) -> ImageDataset:
         names, labels, groups, split = _read_folder_table(root, tables[0], paths)
     elif "" in labels and any(labels):
         raise DataError(
-            f"{root} has images of its own and in subfolders ({max(labels)}), so it is unclear "
+            f"{root} contains images directly and in subfolders ({max(labels)}), so it is unclear "
             "whether subfolders are classes: move them, or add a CSV file. " + TABLE_ADVICE
         )
     classes = tuple(sorted(set(labels) - {""}))
@@ -364,17 +364,17 @@ def _read_folder_table(
 
 
 def read_table(table: Path, columns: tuple[str, ...], advice: str) -> list[tuple[int, dict]]:
-    """Rows of a table with a header: its line number and {column: value}, without outer spaces.
+    """Rows of a table with a header: (line number, {column: value}), values without outer spaces.
 
     The delimiter is a comma, semicolon or tab, and the encoding UTF-8 or else Latin-1. Empty lines
     are skipped.
 
     Args:
         columns: the columns that the table must have.
-        advice: what to do about a bad table; the last sentence of each error.
+        advice: last sentence of each error, which says what to do about it.
 
     Raises:
-        DataError: a column is missing or there are two of its name, there are no rows, or a row has
+        DataError: a column is missing or occurs twice, there are no rows, or a row has
             another number of values than the header.
     """
     raw = table.read_bytes()
@@ -476,13 +476,13 @@ class Pixels:
 def read_image(path: Path) -> tuple[Image.Image, str]:
     """Read an image file as 8-bit RGB, rotated upright according to its EXIF orientation.
 
-    16-bit grey is scaled to 8 bits. An alpha channel is dropped if all pixels are opaque.
+    16-bit gray is scaled to 8 bits. An alpha channel is dropped if all pixels are opaque.
 
     Returns:
         The image, and the `fingerprint` of the file's bytes.
 
     Raises:
-        DataError: the file can't be read or is too large; it has transparent pixels, whose colour
+        DataError: the file can't be read or is too large; it has transparent pixels, whose color
             is undefined, or 32-bit pixels, whose range is unknown.
     """
     try:
@@ -493,8 +493,8 @@ def read_image(path: Path) -> tuple[Image.Image, str]:
             if image.has_transparency_data:
                 opaque = image.convert("RGBA").getchannel("A").getextrema()[0] == 255
             if mode.startswith("I;16"):  # convert("RGB") would clip the values at 255
-                grey = (np.asarray(image).astype(np.uint32) + 128) // 257  # 65535 becomes 255
-                image = Image.fromarray(grey.astype(np.uint8))
+                gray = (np.asarray(image).astype(np.uint32) + 128) // 257  # 65535 becomes 255
+                image = Image.fromarray(gray.astype(np.uint8))
             rgb = image.convert("RGB")
     except Image.DecompressionBombError as error:
         raise DataError(f"{path} is too large ({error}): scale the image down.") from error
@@ -505,9 +505,7 @@ def read_image(path: Path) -> tuple[Image.Image, str]:
     if mode in ("I", "F"):
         raise DataError(f"{path} has 32-bit pixels of unknown range. Convert it to 8-bit RGB.")
     if not opaque:
-        raise DataError(
-            f"{path} has transparent pixels, whose colour is undefined. Save it opaque."
-        )
+        raise DataError(f"{path} has transparent pixels, whose color is undefined. Save it opaque.")
     return rgb, fingerprint(raw)
 
 
@@ -658,17 +656,17 @@ def rotate_and_flip(
     interpolated only once (bilinearly). Rotation leaves the corners undefined; `corners` says how
     they are filled:
 
-    - "reflect": by reflection of the image at its borders, without artificial colours.
+    - "reflect": by reflection of the image at its borders, without artificial colors.
     - "black": with zeros, as torchvision's RandomRotation does. With angles up to 30 degrees this
       affects about 9 % of the pixels, and a model learns to reproduce the black corners.
-    - three numbers in [0, 1]: with that colour. ImageNet's mean (0.485, 0.456, 0.406) is equivalent
+    - three numbers in [0, 1]: with that color. ImageNet's mean (0.485, 0.456, 0.406) is equivalent
       to rotating *after* Normalize with fill 0.
 
     Args:
         images: uint8 (B, 3, S, S).
         generator: chooses the angles, uniform between -degrees and degrees, and the flips.
         degrees: maximum angle.
-        corners: "reflect", "black" or a colour.
+        corners: "reflect", "black" or a color.
 
     Returns:
         float32 (B, 3, S, S) in [0, 1], channels_last.
@@ -678,13 +676,13 @@ def rotate_and_flip(
     """
     if not math.isfinite(degrees):
         raise ValueError(f"degrees must be a finite number, got {degrees}")
-    # grid_sample fills with zeros only, so subtract the colour before and add it afterwards.
+    # grid_sample fills with zeros only, so subtract the color before and add it afterwards.
     fill = (0.0, 0.0, 0.0) if corners in ("reflect", "black") else corners
     if isinstance(fill, str) or len(fill) != 3 or not all(0 <= value <= 1 for value in fill):
         raise ValueError(
             f'corners must be "reflect", "black" or three numbers in [0, 1], got {corners!r}'
         )
-    colour = torch.tensor(fill).view(3, 1, 1)
+    color = torch.tensor(fill).view(3, 1, 1)
     padding = "reflection" if corners == "reflect" else "zeros"
     count = len(images)
     angles = (torch.rand(count, generator=generator) * 2 - 1).mul(degrees).deg2rad()
@@ -693,12 +691,12 @@ def rotate_and_flip(
     cos, sin = angles.cos(), angles.sin()
     matrices = torch.stack([cos, -sin, sin, cos], 1).view(count, 2, 2) * flips.T[:, None]
     out = torch.empty(images.shape, memory_format=torch.channels_last)
-    for start in range(0, count, 4):  # small enough for the processor's cache
+    for start in range(0, count, 4):  # small enough for the CPU cache
         chunk = slice(start, start + 4)
         grid = _affine_grid(matrices[chunk], images)
-        pixels = to_float(images[chunk]) - colour
+        pixels = to_float(images[chunk]) - color
         rotated = F.grid_sample(pixels, grid, padding_mode=padding, align_corners=False)
-        out[chunk] = rotated.add_(colour).clamp_(0, 1)
+        out[chunk] = rotated.add_(color).clamp_(0, 1)
     return out
 
 

@@ -65,12 +65,12 @@ def ssim(images: Tensor, targets: Tensor) -> Tensor:
 
     SSIM is the mean over all windows of a luminance factor times a factor for contrast and
     structure. An image without content does not have an SSIM of 0: on 50 validation lesions at
-    256 px, one flat colour (the mean of each image) has an SSIM of 0.77, and mid-grey for all
+    256 px, one flat color (the mean of each image) has an SSIM of 0.77, and mid-gray for all
     images has 0.74. For a flat image the second factor is C2 / (variance of the window + C2) with
     C2 = 0.03^2, and skin is smooth: 91 % of the windows have a variance below C2 (a standard
     deviation below 7.7 of 255 levels), so this factor is 0.79 on average. The luminance factor is
     0.97, although the means of the windows differ by 22 levels. Compare an SSIM with that of a flat
-    colour, not with 0.
+    color, not with 0.
 
     Args:
         images, targets: float (B, 3, H, W), pixels in [0, 1].
@@ -249,11 +249,11 @@ def _unigram_bits(
 
 
 def _bigram_bits(train: Tensor, held_out: Tensor, k: int, alpha: float) -> float:
-    """Mean code length on `held_out`. Each conditional table is smoothed towards the unigram
+    """Mean code length on `held_out`. Each conditional table is smoothed toward the unigram
     distribution of its slot, which is added with the weight of `alpha` observations."""
 
     def pairs(codes: Tensor) -> tuple[Tensor, Tensor]:
-        """Left neighbours (k in the first column) and codes, both int64 (positions, slots)."""
+        """Left neighbors (k in the first column) and codes, both int64 (positions, slots)."""
         left = F.pad(codes[:, :, :-1], (0, 0, 1, 0), value=k)
         return left.flatten(0, 2), codes.flatten(0, 2)
 

@@ -83,7 +83,7 @@ class MaskedConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         weight, padding = self.weight * self.mask, list(self.padding)
-        # Kernel weights that are farther from the centre than the map is high or wide only ever
+        # Kernel weights that are farther from the center than the map is high or wide only ever
         # multiply padding. They are removed because PyTorch's bf16 gradient on a CPU is wrong for
         # them (infinite on maps of 2 x 2 and 2 x 8 positions).
         for axis, extent in enumerate(x.shape[-2:]):
@@ -185,7 +185,7 @@ def down_shift(x: Tensor, rows: int) -> Tensor:
 
 
 def right_shift(x: Tensor, columns: int) -> Tensor:
-    """The same for columns, (B, C, h, w) to (B, C, h, w + columns - 1): a kernel of `columns`
+    """`down_shift` for columns, (B, C, h, w) to (B, C, h, w + columns - 1): a kernel of `columns`
     columns reads the columns to the left of each position."""
     return F.pad(x, (columns, 0))[..., :-1]
 
@@ -295,7 +295,7 @@ class PixelCNN(nn.Module):
             `VQVAE.codebook_fingerprint`; None if unknown.
     """
 
-    # Parameter names in files from before the layers were named as in the papers.
+    # Patterns of parameter names in files of earlier versions, for `load_model`.
     renamed_parameters: ClassVar[dict[str, str]] = {
         r"^labels\.": "label_embedding.",
         r"^orientations$": "orientation_embedding",

@@ -71,7 +71,7 @@ def count_codes(codes: Tensor, num_embeddings: int) -> Tensor:
     slots = codes.shape[-1]
     offsets = num_embeddings * torch.arange(slots, device=codes.device)
     table_indices = (codes.reshape(-1, slots) + offsets).flatten()
-    # Not torch.bincount, for which a GPU would wait.
+    # Not torch.bincount, which synchronizes with the GPU.
     counts = torch.zeros(slots * num_embeddings, dtype=torch.int64, device=codes.device)
     counts.index_add_(0, table_indices, torch.ones_like(table_indices))
     return counts.view(slots, num_embeddings)
@@ -151,7 +151,7 @@ def _random_vectors(vectors: Tensor, num_embeddings: int) -> Tensor:
 def check_finite(values: Tensor, name: str) -> None:
     """Raise an error for NaN and infinity, because the code of such a vector looks like any other.
 
-    On a GPU this waits for the result, so it must not be called in a training step.
+    On a GPU this forces a synchronization, so it must not be called in a training step.
 
     Raises:
         ValueError: a value is not finite; the message contains `name`.
@@ -169,8 +169,8 @@ def check_codes(codes: Tensor, num_embeddings: int, slots: int) -> None:
 
     Raises:
         ValueError: wrong shape or dtype, or a code out of range. Codes on a GPU that are out of
-            range trigger a device-side assert instead, because reading the result would delay every
-            training step.
+            range trigger a device-side assert instead, because reading the result would force a
+            synchronization in every training step.
     """
     if codes.ndim != 4 or codes.shape[-1] != slots or codes.dtype != torch.long:
         raise ValueError(
@@ -203,7 +203,7 @@ class QuantizerOutput(NamedTuple):
 
 
 class VectorQuantizer(nn.Module):
-    """Nearest-neighbour quantizer with the straight-through gradient estimator.
+    """Nearest-neighbor quantizer with the straight-through gradient estimator.
 
     The quantizer splits each feature of C = slots x embedding_dim channels into `slots` sub-vectors
     and quantizes each of them separately (product quantization). We call the sub-vectors *slots*.
@@ -219,7 +219,7 @@ class VectorQuantizer(nn.Module):
     - The *codebook* is trained in one of two ways. With `ema_decay`, each codebook vector is an
       exponential moving average (EMA) of the vectors that were assigned to it (appendix A.1). With
       `ema_decay=None` it is an ordinary parameter, which the codebook loss `mean((sg[z] - e)^2)`
-      moves towards these vectors.
+      moves toward these vectors.
 
     The means are over elements, as in sonnet; eq. 3 has squared norms, which are `embedding_dim`
     times larger for each vector.
@@ -309,7 +309,7 @@ class VectorQuantizer(nn.Module):
 
     def _initialize(self, flat_inputs: Tensor) -> None:
         """Initialize the codebook with vectors of this batch, unless that has been done. Called
-        only once, because a GPU waits each time the buffer is read."""
+        only once, because each read of the buffer synchronizes with the GPU."""
         if not self.initialized:
             check_finite(flat_inputs, "the features that initialize the codebook")
             self._set_all(_random_vectors(flat_inputs, self.num_embeddings))
@@ -385,7 +385,7 @@ class VectorQuantizer(nn.Module):
     def _flatten(self, z: Tensor) -> Tensor:
         """Reshape (B, slots * D, H, W) to (codebooks, N, D).
 
-        Without the permute, a "vector" would be 64 neighbouring pixels of one channel, and its code
+        Without the permute, a "vector" would be 64 neighboring pixels of one channel, and its code
         would not belong to a position of the grid (notebook 03 shows this).
         """
         batch, channels, height, width = z.shape
@@ -423,7 +423,7 @@ class VectorQuantizer(nn.Module):
         self.steps_unused.add_(1).masked_fill_(cluster_size > 0, 0)
         if self.restart_after is not None:
             expired = self.steps_unused >= self.restart_after
-            if expired.is_cuda or expired.any():  # to ask a GPU takes longer than to replace none
+            if expired.is_cuda or expired.any():  # on a GPU, the check costs more than the reset
                 self._reset_codes(expired, _random_vectors(flat_inputs, self.num_embeddings))
 
     @torch.no_grad()

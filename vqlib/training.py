@@ -267,7 +267,9 @@ def fit(
                     saved_at = time.monotonic()
                 if stopping:
                     progress.close()
-                    print(f"Stopped at step {step} of {total}: the same call goes on from there.")
+                    print(
+                        f"Stopped at step {step} of {total}: run the same call again to continue."
+                    )
                     raise KeyboardInterrupt
     if ema is not None:
         model.load_state_dict(ema)
@@ -278,8 +280,8 @@ def fit(
 def to_device(batch: Tensor, model: nn.Module) -> Tensor:
     """Copy a batch to the model's device.
 
-    From pinned memory, a GPU copies it while the processor goes on. Since the kernels of a step are
-    only queued, the processor also prepares the next batch while the GPU computes this one.
+    From pinned memory, a GPU copies it while the CPU continues. Since the kernels of a step are
+    only queued, the CPU also prepares the next batch while the GPU computes this one.
     """
     device = next(model.parameters()).device
     batch = batch.pin_memory() if device.type == "cuda" else batch
@@ -325,7 +327,7 @@ class TrainingState:
             torch.cuda.set_rng_state(saved["cuda_rng"], self.device)
 
 
-LOG_EVERY = 20  # steps between two reads of the logged values on a GPU; each makes it wait
+LOG_EVERY = 20  # steps between two reads of logged values from a GPU; each read synchronizes
 
 
 @dataclass
@@ -340,7 +342,7 @@ class _Log:
     recent: list[float] = field(default_factory=list)  # losses of up to 100 batches of this epoch
 
     def truncate(self, size: int) -> None:
-        """Forget the lines behind a checkpoint: their steps are done again."""
+        """Remove the lines after a checkpoint: their steps will be repeated."""
         self.file.truncate(min(size, os.fstat(self.file.fileno()).st_size))
 
     def write(self, line: dict[str, Any]) -> None:
@@ -351,7 +353,7 @@ class _Log:
         self.waiting.append((step, epoch, ["loss", *extra], values))
 
     def flush(self, saved_step: int, lr: float) -> None:
-        """Write what is waiting.
+        """Write the values that have not been written yet.
 
         Raises:
             FloatingPointError: a loss is not finite.
@@ -388,8 +390,8 @@ def _update_ema(ema: dict[str, Tensor], model: nn.Module, decay: float, step: in
 
     The decay is smaller in the first steps, min(decay, step / (9 + step)), and the first step
     replaces the initial weights, which would otherwise dominate for about 1 / (1 - decay) steps.
-    `torch.optim.swa_utils.AveragedModel` reads its step counter from the device, so a GPU would
-    wait in every step.
+    `torch.optim.swa_utils.AveragedModel` reads its step counter from the device, which would
+    synchronize with a GPU in every step.
     """
     weight = 1.0 if step == 1 else 1 - min(decay, step / (9 + step))
     for name, value in model.state_dict().items():
@@ -449,7 +451,7 @@ REPORT = Recipe(
     name="report",
     vqvae=VQVAE.report,
     # The report's rotation fills the corners with 0. Its losses are possible only if it rotated
-    # after normalising, where 0 is ImageNet's mean colour.
+    # after normalizing, where 0 is ImageNet's mean color.
     augment=partial(rotate_and_flip, degrees=30.0, corners=IMAGENET_MEAN),
     resize_mode="squash",
     split_by="image",
@@ -489,7 +491,7 @@ def train_vqvae(
     """Train a VQ-VAE, continue its training, or load it if its training is finished.
 
     A run is identified by the recipe, the pixels, the split, the size, the number of epochs and the
-    seed. Its folder is reused only for the same run. The device and the number format do not count.
+    seed. Its folder is reused only for the same run. The device and the number format may differ.
 
     Args:
         data: see `open_dataset`; it is split by the recipe, and only the training split is used for

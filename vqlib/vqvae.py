@@ -7,7 +7,7 @@ decoder maps codes back to pixels. `codes` and `pixelcnn` build on these codes.
 There are three configurations:
 - `VQVAE()`, the workbook's: pixels in [0, 1] as input and target, no ReLU before the quantizer,
   one codebook per slot that is initialized from data, and restarts of unused codes.
-- `VQVAE.report()`, the report's, including its flaws: the target is normalised and therefore lies
+- `VQVAE.report()`, the report's, including its flaws: the target is normalized and therefore lies
   mostly outside the sigmoid's range [0, 1]; one randomly initialized codebook for all slots.
 - `VQVAE.deep()`: the layers of `beyond.deep` around the same quantizer.
 
@@ -33,7 +33,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CHANNELS = (3, 32, 64, 128, 256, 256)
 DOWNSCALE = 32  # five layers of stride 2
 # Tolerance for pixels outside [0, 1]. Bicubic resizing overshoots at edges by at most about 0.2,
-# which is harmless. Bytes (0..255), [-1, 1] and ImageNet's normalisation are farther outside.
+# which is harmless. Bytes (0..255), [-1, 1] and ImageNet's normalization are farther outside.
 OVERSHOOT = 0.25
 
 
@@ -107,7 +107,7 @@ class VQVAE(nn.Module):
             added. Without it, an MSE of 0.002 is small compared with the commitment loss, which the
             encoder can also reduce by shrinking its outputs. 0.025 is about the variance of
             HAM10000 pixels in [0, 1], as the mean over the three channels; 1 suits the report's
-            normalised pixels.
+            normalized pixels.
         ema_decay, codebooks, data_init, restart_after: see `VectorQuantizer`; `codebooks=None`
             means one codebook per slot.
         network: "report" for the report's layers, "deep" for those of `beyond.deep`.
@@ -224,7 +224,7 @@ class VQVAE(nn.Module):
             ValueError: wrong shape or dtype, or an empty batch. In eval() mode also: pixels that
                 are not finite or far outside [0, 1], and weights that make the loss NaN or
                 infinite. In train() mode these are not checked here, because the training loop
-                checks the loss of each step, and another check would make a GPU wait.
+                checks the loss of each step, and another check would synchronize with the GPU.
         """
         target = self._prepare_input(images, check_range=not self.training)
         quantized = self.quantizer(self.encoder(target))
@@ -284,10 +284,10 @@ class VQVAE(nn.Module):
         return self._to_pixels(raw)
 
     def _prepare_input(self, images: Tensor, check_range: bool) -> Tensor:
-        """Input and target of the model: the images, normalised if `normalize` is set.
+        """Input and target of the model: the images, normalized if `normalize` is set.
 
         Args:
-            check_range: also check the pixel values; on a GPU this waits for the result.
+            check_range: also check the pixel values; on a GPU this forces a synchronization.
         """
         is_image_batch = images.ndim == 4 and images.shape[1] == 3 and images.numel()
         is_divisible = not any(side % DOWNSCALE for side in images.shape[2:])
@@ -301,7 +301,7 @@ class VQVAE(nn.Module):
             if not -OVERSHOOT <= low <= high <= 1 + OVERSHOOT:
                 raise ValueError(
                     f"images must have pixels in [0, 1], got {low:g}..{high:g}: divide values in "
-                    "0..255 by 255, and do not normalise (the model does this if it is needed)"
+                    "0..255 by 255, and do not normalize (the model does this if it is needed)"
                 )
         return (images - self.mean) / self.std if self.normalize else images
 

@@ -1,1 +1,1 @@
-"""Plausible wrong answers to the tasks, one module a notebook, see test_exercises.py."""
+"""Plausible wrong answers to the tasks, one module for each notebook, see test_exercises.py."""

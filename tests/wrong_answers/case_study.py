@@ -98,7 +98,7 @@ WRONG = {
             PREPARE.format(
                 steps="transforms.Resize(size), transforms.CenterCrop(size), transforms.ToTensor()"
             ),
-            "normalisation is missing",
+            "normalization is missing",
         ),
         (
             PREPARE.format(steps="transforms.CenterCrop(size), transforms.ToTensor(), normalize"),
@@ -107,7 +107,7 @@ WRONG = {
     ],
     "rotated_target": [
         (ROTATED.format(result="(rotate(image, degrees, fill=0.0) - mean) / std"), "black pixels"),
-        (ROTATED.format(result="(rotate(image, degrees, fill=0.5) - mean) / std"), "has a colour"),
+        (ROTATED.format(result="(rotate(image, degrees, fill=0.5) - mean) / std"), "has a color"),
         (ROTATED.format(result="(image - mean) / std"), "not rotated"),
         (ROTATED.format(result="rotate((image - mean) / std, -degrees)"), "separately"),
     ],
@@ -293,7 +293,7 @@ WRONG = {
         ),
     ],
     "vectors_of_codes": [
-        (VECTORS.format(result="codebook[codes].reshape(b, -1, h, w)"), "their places are not"),
+        (VECTORS.format(result="codebook[codes].reshape(b, -1, h, w)"), "stand at wrong positions"),
         (
             VECTORS.format(result="codebook[codes].flatten(3).permute(0, 3, 2, 1)"),
             "Rows and columns",

@@ -82,10 +82,10 @@ WRONG = {
         ),
     ],
     "precision": [
-        (ball("torch.cdist(real, real).kthvalue(k).values"), "own first neighbour"),
+        (ball("torch.cdist(real, real).kthvalue(k).values"), "own first neighbor"),
         (
             ball("torch.cdist(real, generated).kthvalue(k).values"),
-            "neighbour among the generated",
+            "neighbor among the generated",
         ),
         (
             ball("torch.cdist(generated, generated).kthvalue(k + 1).values[:, None]"),

@@ -118,7 +118,7 @@ WRONG = {
         ),
         (
             "def tempered(logits, temperature):\n    return (logits * temperature).softmax(-1)",
-            "wrong way round",
+            "wrong direction",
         ),
         (
             "def tempered(logits, temperature):\n"
@@ -191,7 +191,7 @@ WRONG = {
         (
             "def guided_logits(conditional, unconditional, guidance):\n"
             "    return (1 + guidance) * unconditional - guidance * conditional",
-            "exchanged their roles",
+            "arguments exchanged",
         ),
     ],
     "importance_weights": [

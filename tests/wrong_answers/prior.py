@@ -100,7 +100,7 @@ WRONG = {
         ),
         (
             MASK.format(slots=SLOTS, strict="A", center="float(mask_type == 'B')", extra=""),
-            "centre",
+            "center",
         ),
         (
             "def causal_mask(mask_type, in_channels, out_channels, kernel_size, slots):\n"

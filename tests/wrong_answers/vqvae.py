@@ -105,12 +105,12 @@ WRONG = {
     "to_slots": [
         (
             "def to_slots(z, slots):\n    return z.reshape(slots, -1, z.shape[1] // slots)",
-            "neighbouring values of one channel",
+            "neighboring values of one channel",
         ),
         (
             "def to_slots(z, slots):\n"
             "    return z.reshape(-1, slots, z.shape[1] // slots).transpose(0, 1)",
-            "neighbouring values of one channel",
+            "neighboring values of one channel",
         ),
         (
             "def to_slots(z, slots):\n"

@@ -1,4 +1,4 @@
-"""What goes past the report: one model per module."""
+"""Models that go beyond the report, one per module."""
 
 from .deep import DEEP
 

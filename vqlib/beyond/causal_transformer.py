@@ -34,14 +34,14 @@ from .transformer import CodeTransformer, Rotation
 class CausalTransformer(CodeTransformer):
     """Autoregressive prior with the interface of `PixelCNN`; see `CodeTransformer` for arguments.
 
-    The input of token i is the code of token i - 1, and its output are the logits of code i.
-    `metrics.code_bits` and `training.train_prior` accept it in the place of a `PixelCNN`.
+    The input of token i is code i - 1, and its output is the logits of code i.
+    `metrics.code_bits` and `training.train_prior` accept it in place of a `PixelCNN`.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         width, embedding_dim = self.norm.normalized_shape[0], self.embedding.embedding_dim
-        self.start = nn.Parameter(0.02 * torch.randn(width))  # in the place of code -1
+        self.start = nn.Parameter(0.02 * torch.randn(width))  # input of the first token
         self.slot_embedding = nn.Parameter(0.02 * torch.randn(self.slots, width))
         self.input = nn.Linear(embedding_dim, width, bias=False)
         self.head = nn.Linear(width, embedding_dim, bias=False)
@@ -72,7 +72,7 @@ class CausalTransformer(CodeTransformer):
     def token_context(
         self, n: int, labels: Tensor | None = None, orientations: Tensor | None = None
     ) -> Tensor:
-        """What is known of each code to be predicted except earlier codes: float (n, T, C)."""
+        """Embeddings of position, slot, label and orientation of each token, float (n, T, C)."""
         context = self.context(n, labels, orientations)
         return (context[:, :, None] + self.slot_embedding).flatten(1, 2)
 

@@ -112,7 +112,7 @@ class DeepEncoder(nn.Sequential):
         super().__init__(*layers, nn.Conv2d(CHANNELS[-1], latent_channels, kernel_size=1))
 
     def forward(self, images: Tensor) -> Tensor:
-        return super().forward(images - 0.5)  # roughly centred, for the linear transform
+        return super().forward(images - 0.5)  # roughly centered, for the linear transform
 
 
 class DeepDecoder(nn.Sequential):

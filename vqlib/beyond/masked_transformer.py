@@ -1,12 +1,12 @@
 """A masked transformer as prior: some codes are hidden, and all of them are predicted at once.
 
 The network is trained like BERT: a random set of codes is masked, and each masked code is predicted
-from all codes that are visible, on every side of it. Sampling starts with all codes masked. In each
+from all visible codes, before and after it. Sampling starts with all codes masked. In each
 pass, all masked codes are sampled in parallel, the most confident ones are kept, and the others are
 masked again; 8 to 16 passes replace the 256 steps of an autoregressive prior. Because no order is
-fixed, any region can be completed from its surroundings. The price: codes that are sampled in the
-same pass do not depend on each other. A token is a position with all of its slots, each of which
-may be masked, so that there are 64 tokens instead of 256.
+fixed, any region can be completed from its surroundings. The disadvantage is that codes that are
+sampled in the same pass are independent of each other. A token is a position with all of its slots,
+each of which may be masked, so that there are 64 tokens instead of 256.
 
 Papers: MaskGIT: Chang et al. (2022), arXiv:2202.04200; the bound: Uria et al. (2014),
 arXiv:1310.1757 (all orders at once), Austin et al. (2021), arXiv:2107.03006, appendix A.3 (masking
@@ -149,8 +149,9 @@ class MaskedTransformer(CodeTransformer):
     ) -> Tensor:
         """Sample n grids of codes, or complete partly given ones, in a few parallel passes.
 
-        After pass s of S, a share cos(pi/2 * s/S) of the codes is still masked (the cosine schedule
-        of Chang et al. 2022, section 3.3): few codes are decided at first, when nothing is known.
+        After pass s of S, a fraction cos(pi/2 * s/S) of the codes is still masked (the cosine
+        schedule of Chang et al. 2022, section 3.3): only few codes are kept at first, when little
+        is known.
 
         Args:
             n, labels, temperature, top_k, top_p, generator, guidance: see `vqlib.sample`.
@@ -190,10 +191,11 @@ class MaskedTransformer(CodeTransformer):
                 gumbel = -(-choice_uniforms.clamp_min(1e-20).log()).log()
                 confidence = p.gather(-1, codes[..., None])[..., 0].log()
                 confidence = confidence + choice_temperature * (1 - done) * gumbel
-                confidence = confidence.masked_fill(~masked, torch.inf)  # decided, or kept
+                # Codes that are given or were kept in an earlier pass stay.
+                confidence = confidence.masked_fill(~masked, torch.inf)
                 remaining = math.floor(to_sample * math.cos(math.pi / 2 * done))
-                undecided = confidence.flatten(1).topk(remaining, largest=False).indices
-                masked = torch.zeros_like(masked).flatten(1).scatter_(1, undecided, True)
+                still_masked = confidence.flatten(1).topk(remaining, largest=False).indices
+                masked = torch.zeros_like(masked).flatten(1).scatter_(1, still_masked, True)
                 masked = masked.view(codes.shape)
         return codes.clone()
 

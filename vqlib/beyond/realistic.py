@@ -1,10 +1,10 @@
-"""A decoder that looks real: the detail that the codes do not contain is sampled.
+"""A decoder for realistic images: it samples the detail that the codes do not contain.
 
 `VQVAE.decode` returns roughly the mean of all photographs with the same codes. The mean has the
-lowest squared error, but it is smooth: hairs and pigment network, whose place the codes do not
-determine, are averaged away. `RealisticDecoder` samples the residual r = photograph - decoded image
-from an approximation of p(r | decoded image). The detail is plausible and *invented*: it is not
-evidence of anything, and two samples differ in it. If the decoded image is the mean, a perfect
+lowest squared error, but it is smooth: hairs and pigment network, whose position the codes do
+not determine, are averaged away. `RealisticDecoder` samples the residual r = photograph - decoded
+image from an approximation of p(r | decoded image). The detail is plausible and *invented*: it is
+not evidence of anything, and two samples differ in it. If the decoded image is the mean, a perfect
 sample has exactly twice its squared error, that is 3 dB less PSNR (Blau and Michaeli 2018).
 
 The sampler is a flow. A network v learns the velocity that moves noise to residuals along straight
@@ -13,12 +13,12 @@ lines, and sampling integrates dx/dt = v(x, t, decoded) from t = 0 (noise) to t 
     x_t = (1 - t) * noise + t * r        loss = E |v(x_t, t, decoded) - (r - noise)|^2
 
 Here r and x are the principal components of patches of 4x4 pixels of the residual, each scaled to
-variance 1. In pixels, fine detail and colour have much less energy than coarse brightness; white
-noise would bury them, and a little noise that is left over would be visible. White noise in these
-components has the covariance of residuals, so that an untrained network already adds noise of the
-right strength in each component.
+variance 1. In pixels, fine detail and color have much less energy than coarse brightness; white
+noise would dominate them, and a small amount of remaining noise would be visible. White noise in
+these components has the covariance of residuals, so that an untrained network already adds noise of
+the right strength in each component.
 
-The network reads a neighbourhood of each pixel only, so it is trained on crops and applied to
+The network reads a neighborhood of each pixel only, so it is trained on crops and applied to
 images of any size.
 
 Papers: flow matching: Lipman et al. (2023), arXiv:2210.02747; rectified flow: Liu et al. (2023),
@@ -132,8 +132,8 @@ class RealisticDecoder(nn.Module):
     def initialize_from_residuals(self, residuals: Tensor) -> None:
         """Set the components to the principal components of residual patches.
 
-        Components weaker than one of 255 grey levels are hardly visible. They are scaled as if they
-        had this standard deviation, so that they count less in the loss.
+        Components with a standard deviation below 1/255 (one gray level) are hardly visible. They
+        are scaled as if they had this standard deviation, so that they count less in the loss.
 
         Args:
             residuals: float (B, 3, H, W), photographs - decoded images, of the training split.

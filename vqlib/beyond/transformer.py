@@ -166,7 +166,7 @@ class CodeTransformer(nn.Module):
     def context(
         self, n: int, labels: Tensor | None = None, orientations: Tensor | None = None
     ) -> Tensor:
-        """What is known of each position except its codes: float (n, h * w, C).
+        """Sum of the embeddings of position, label and orientation, float (n, h * w, C).
 
         Args:
             n: number of grids.
@@ -187,7 +187,7 @@ class CodeTransformer(nn.Module):
 
 
 def _axial_rotation(grid: tuple[int, int], head_dim: int) -> Rotation:
-    """Angles of each position: half of the pairs of features turn with its row, half with its
+    """Angles of each position: half of the pairs of features are rotated by its row, half by its
     column. The highest frequency is a quarter turn per position, the lowest a tenth of it."""
     frequencies = torch.logspace(0, -1, head_dim // 4) * (math.pi / 2)
     rows, columns = torch.meshgrid(*(torch.arange(n) for n in grid), indexing="ij")

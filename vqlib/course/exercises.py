@@ -1,8 +1,8 @@
 """Tasks of the notebooks: `check`, `hint`, `solution`, and `quiz` for predictions.
 
-A notebook holds a task as a cell with an unfinished or broken function and a call of `check`. The
-tasks themselves (what is tested, hints, solutions) are in `vqlib.course.tasks`, one module a
-notebook. The verbs are those of Kaggle's learntools.
+A task is a notebook cell with an unfinished or broken function and a call of `check`. The tests,
+hints and solutions of the tasks are in `vqlib.course.tasks`, one module for each notebook. The
+functions have the names of those in Kaggle's learntools.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ import vqlib
 
 class Wrong(Exception):
     """An answer is wrong. The message says what was expected, what the answer gave, and which idea
-    to look at. `draw`, if given, plots the first case that differs."""
+    to review. `draw`, if given, plots the first case that differs."""
 
     def __init__(self, message: str, draw: Callable[[], Any] | None = None):
         super().__init__(message)
@@ -77,7 +77,7 @@ class Task:
         return not any(isinstance(n, ast.Constant) and n.value is Ellipsis for n in nodes)
 
 
-# What sources of tasks may use without an import.
+# Names that the sources of tasks may use without an import.
 NAMES = {"math": math, "np": np, "torch": torch, "nn": nn, "F": nn.functional, "vqlib": vqlib}
 TASKS: dict[str, Task] = {}
 _passed: dict[str, bool] = {}
@@ -231,7 +231,7 @@ def solved(name: str) -> Any:
     scope, found = dict(NAMES), _find(name)
     for other in TASKS.values():
         if other.notebook == found.notebook:
-            exec(other.solution, scope)  # texts of ours
+            exec(other.solution, scope)  # source from this package
         if other is found:
             break
     return scope[name]
@@ -266,7 +266,7 @@ QUIZZES: dict[str, _Quiz] = {}
 
 
 def add_quiz(name: str, question: str, choices: Mapping[str, str]) -> None:
-    """Register a question; the notebook does not hold its answers.
+    """Register a question; its answers are not in the source of the notebook.
 
     Args:
         name: number of the notebook and of the question, "02.1".
@@ -282,20 +282,20 @@ def quiz(name: str) -> None:
 
 
 class _Verdict:
-    def __init__(self, mark: str, text: str, colour: str):
-        self.mark, self.text, self.colour = mark, text, colour
+    def __init__(self, mark: str, text: str, color: str):
+        self.mark, self.text, self.color = mark, text, color
 
     def __repr__(self) -> str:
         return f"{self.mark} {self.text}"
 
     def _repr_html_(self) -> str:
         text = html.escape(self.text).replace("\n", "<br>")
-        style = f"border-left:4px solid {self.colour};padding:4px 10px"
-        return f"<div style='{style}'><b style='color:{self.colour}'>{self.mark}</b> {text}</div>"
+        style = f"border-left:4px solid {self.color};padding:4px 10px"
+        return f"<div style='{style}'><b style='color:{self.color}'>{self.mark}</b> {text}</div>"
 
 
-def _show(mark: str, text: str, colour: str) -> None:
-    display(_Verdict(mark, text, colour))
+def _show(mark: str, text: str, color: str) -> None:
+    display(_Verdict(mark, text, color))
 
 
 def _load() -> None:
@@ -311,7 +311,7 @@ def _find(name: str) -> Task:
 
 class _Guarded:
     """A student's function, class or module. While it runs, the functions that the task hides
-    raise an error, and arguments that it changes in place are noticed."""
+    raise an error, and a change of an argument in place is detected."""
 
     def __init__(self, answer: Any, hides: tuple[str, ...]):
         self._answer, self._hides = answer, hides
@@ -335,7 +335,7 @@ class _Guarded:
 @contextlib.contextmanager
 def _hidden(names: tuple[str, ...]) -> Iterator[None]:
     """Python functions, by dotted name, raise `LibraryUsed`, however they were imported: their
-    code is exchanged, not a reference to them."""
+    code object is replaced, not a reference to them."""
     functions = [_function(name) for name in names]
     codes = [function.__code__ for function in functions]
     try:
@@ -360,17 +360,17 @@ def _function(name: str) -> FunctionType:
 
 def _refusal(name: str, replaced: CodeType) -> CodeType:
     scope: dict[str, Any] = {}
-    exec(  # a fixed text; `name` comes from the task
+    exec(  # source from this package; `name` comes from the task
         "def refuse(*args, **kwargs):\n"
         "    from vqlib.course.exercises import LibraryUsed\n"
-        f"    raise LibraryUsed('This task is to write it yourself; the answer calls {name}.')",
+        f"    raise LibraryUsed('The task is to write it yourself, but the answer calls {name}.')",
         scope,
     )
     return scope["refuse"].__code__.replace(co_freevars=replaced.co_freevars)
 
 
 def _line_of(error: Exception) -> str:
-    """ " in `the line`", the last line of the student's own code that an error went through."""
+    """Text " in `line`" with the last line of the student's own code in the traceback."""
     own = (str(Path(vqlib.__file__).parent), "site-packages")
     frames = traceback.extract_tb(error.__traceback__)
     lines = [f.line or f"line {f.lineno}" for f in frames if not any(o in f.filename for o in own)]
@@ -382,7 +382,7 @@ def _is_given(task: Task, answer: Any) -> bool:
     if not isinstance(answer, FunctionType | type):
         return False
     scope = dict(NAMES)
-    exec(task.given, scope)  # a text of ours
+    exec(task.given, scope)  # source from this package
     return _codes(answer) == _codes(scope[task.name])
 
 

@@ -119,25 +119,25 @@ def code_usage(counts: Tensor, title: str = "Relative frequency of the codes") -
         frequency = (slot_counts.sort(descending=True).values / slot_counts.sum()).numpy()
         used = int((slot_counts > 0).sum())
         axis.plot(np.arange(1, used + 1), frequency[:used], label=f"slot {slot}: {used} codes used")
-    axis.axhline(1 / counts.shape[1], color="grey", ls=":", label="uniform")
+    axis.axhline(1 / counts.shape[1], color="gray", ls=":", label="uniform")
     axis.set(yscale="log", xlabel="rank of the code", ylabel="relative frequency", title=title)
     axis.legend(fontsize=8)
     return figure
 
 
-def codebook_map(axis: Axes, vectors: Tensor, colours: Tensor, counts: Tensor, title: str) -> None:
+def codebook_map(axis: Axes, vectors: Tensor, colors: Tensor, counts: Tensor, title: str) -> None:
     """Codebook vectors on their two principal axes; larger dots are more frequent codes.
 
     Args:
         vectors: float (K, D).
-        colours: float (K, 3) in [0, 1], such as the mean colours of what the codes decode to.
+        colors: float (K, 3) in [0, 1], such as the mean colors of what the codes decode to.
         counts: int64 (K,), how often each code is used.
     """
-    centred = vectors.detach() - vectors.detach().mean(0)
-    _, singular_values, directions = torch.linalg.svd(centred, full_matrices=False)
+    centered = vectors.detach() - vectors.detach().mean(0)
+    _, singular_values, directions = torch.linalg.svd(centered, full_matrices=False)
     share = singular_values.square() / singular_values.square().sum()
     sizes = 4 + 4000 * counts / counts.sum()
-    axis.scatter(*(centred @ directions[:2].T).T, s=sizes, c=colours.numpy(), ec="grey", lw=0.4)
+    axis.scatter(*(centered @ directions[:2].T).T, s=sizes, c=colors.numpy(), ec="gray", lw=0.4)
     axis.set_title(title, fontsize=9)
     axis.set_xlabel(f"axis 1 ({share[0]:.0%} of the variance)", fontsize=8)
     axis.set_ylabel(f"axis 2 ({share[1]:.0%})", fontsize=8)
@@ -155,39 +155,39 @@ def codebook_among_features(
     """
     mean = features.mean(0)
     directions = torch.linalg.svd(features - mean, full_matrices=False)[2][:2].T
-    for points, colour, size, label in (
-        (features, "lightgrey", 3, "features"),
+    for points, color, size, label in (
+        (features, "lightgray", 3, "features"),
         (codebook[~used], "C3", 22, f"codebook vectors, unused: {int((~used).sum())}"),
         (codebook[used], "C2", 22, f"codebook vectors, in use: {int(used.sum())}"),
     ):
-        axis.scatter(*((points - mean) @ directions).T, s=size, color=colour, label=label)
+        axis.scatter(*((points - mean) @ directions).T, s=size, color=color, label=label)
     axis.set(title=title, xlabel="principal axis 1 of the features", ylabel="principal axis 2")
     axis.legend(fontsize=8)
 
 
-def influence_map(axis: Axes, change: Tensor, centre: int, title: str) -> AxesImage:
+def influence_map(axis: Axes, change: Tensor, center: int, title: str) -> AxesImage:
     """Mean change of each pixel after the codes of one position were replaced, on a log scale, with
-    frames of 32 pixels (the position) and 94 pixels (reach of the report's decoder).
+    frames of 32 pixels (the position) and 94 pixels (reach of the conventional decoder).
 
     Args:
         change: float (H, W).
-        centre: row and column of the position's centre, in pixels.
+        center: row and column of the position's center, in pixels.
     """
-    drawn = axis.imshow(change.clamp_min(1e-5), cmap="magma", norm=LogNorm(1e-5, 0.3))
-    for side, colour in ((32, "white"), (94, "deepskyblue")):
-        corner = centre - side / 2 - 0.5
-        axis.add_patch(Rectangle((corner, corner), side, side, fill=False, color=colour))
+    shown = axis.imshow(change.clamp_min(1e-5), cmap="magma", norm=LogNorm(1e-5, 0.3))
+    for side, color in ((32, "white"), (94, "deepskyblue")):
+        corner = center - side / 2 - 0.5
+        axis.add_patch(Rectangle((corner, corner), side, side, fill=False, color=color))
     axis.set(title=title, xlabel="pixels", ylabel="pixels")
     axis.grid(False)
-    return drawn
+    return shown
 
 
 def bits_per_position(bits: Tensor, title: str = "", low: float | None = None) -> Figure:
-    """Bits per code at each position: one image for each slot, with a common colour scale.
+    """Bits per code at each position: one image for each slot, with a common color scale.
 
     Args:
         bits: float (h, w, slots), such as the mean of `code_bits` over images.
-        low: lower end of the colour scale; None for the smallest value.
+        low: lower end of the color scale; None for the smallest value.
     """
     slots = bits.shape[-1]
     figure, axes = plt.subplots(1, slots, figsize=(WIDTH, 2.7), squeeze=False)
@@ -207,12 +207,12 @@ def voronoi_regions(
 
     Args:
         points: float (N, 2).
-        codebook: float (K, 2); there are different colours for up to 12 regions.
+        codebook: float (K, 2); there are different colors for up to 12 regions.
         title: of the axis.
         span: the axes show -span to span.
     """
     line = torch.linspace(-span, span, 200)
-    mesh = torch.cartesian_prod(line, line)  # x runs slowest
+    mesh = torch.cartesian_prod(line, line)  # x changes slowest
     regions = nearest_codes(mesh[None], codebook.detach()[None]).view(200, 200).T
     extent = (-span, span, -span, span)
     axis.imshow(regions, origin="lower", extent=extent, cmap="Set3", alpha=0.7, vmin=0, vmax=11)
@@ -225,8 +225,8 @@ def voronoi_regions(
     axis.grid(False)
 
 
-def code_colours(codes: Tensor, images: Tensor, num_embeddings: int = 512) -> Tensor:
-    """A colour for each code: the mean colour of the positions at which it occurs.
+def code_colors(codes: Tensor, images: Tensor, num_embeddings: int = 512) -> Tensor:
+    """A color for each code: the mean color of the positions at which it occurs.
 
     Args:
         codes: int64 (n, h, w, slots).
@@ -246,18 +246,18 @@ def code_colours(codes: Tensor, images: Tensor, num_embeddings: int = 512) -> Te
     return torch.where(counts > 0, sums / counts.clamp_min(1), 0.5)
 
 
-def _codes_as_blocks(codes: Tensor, done: Sequence[int], colours: Tensor) -> np.ndarray:
+def _codes_as_blocks(codes: Tensor, done: Sequence[int], colors: Tensor) -> np.ndarray:
     """Grids (n, h, w, 4) as images (n, 2h, 2w, 3): each position is a block of 2 x 2 cells; white
     from code number `done` on."""
     n, h, w, slots = codes.shape
     order = torch.arange(codes[0].numel()).view(1, h, w, slots)
-    cells = colours[torch.arange(slots), codes]
+    cells = colors[torch.arange(slots), codes]
     cells[order >= torch.tensor(done).view(n, 1, 1, 1)] = 1.0
     return cells.view(n, h, w, 2, 2, 3).transpose(2, 3).reshape(n, 2 * h, 2 * w, 3).numpy()
 
 
 def sampling_animation(
-    codes: Tensor, done: Sequence[int], images: Tensor, colours: Tensor, ms: int = 150
+    codes: Tensor, done: Sequence[int], images: Tensor, colors: Tensor, ms: int = 150
 ) -> bytes:
     """Stages of sampling as an animation, codes on the left, decoded image on the right.
 
@@ -265,14 +265,14 @@ def sampling_animation(
         codes: int64 (n, h, w, 4), one grid for each stage. A position is a block of 2 x 2 cells.
         done: number of codes that are sampled at each stage; the others are white.
         images: float (n, 3, H, W) in [0, 1], the decoded grids.
-        colours: float (4, K, 3), see `code_colours`.
+        colors: float (4, K, 3), see `code_colors`.
         ms: milliseconds per stage; the last one is shown 20 times as long.
 
     Returns:
         An animated WebP file.
     """
     height = images.shape[-2]
-    blocks = _codes_as_blocks(codes, done, colours)
+    blocks = _codes_as_blocks(codes, done, colors)
     blocks = blocks.repeat(height // blocks.shape[1], 1)
     blocks = blocks.repeat(blocks.shape[1] // blocks.shape[2], 2)
     gap = np.ones((len(codes), height, 16, 3))

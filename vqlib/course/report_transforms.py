@@ -11,7 +11,7 @@ def report_transforms(size: int = 256) -> dict[str, Callable]:
     """The report's six transforms of a PIL image, by name, in a valid order.
 
     `torchvision.transforms.Compose(list(steps.values()))` combines them into one transform from a
-    PIL image to float32 (3, size, size), normalised.
+    PIL image to float32 (3, size, size), normalized.
     """
     return {
         "Resize": transforms.Resize((size, size)),

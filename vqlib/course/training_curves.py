@@ -58,8 +58,8 @@ def plot_log(run: str | Path, keys: Sequence[str] | None = None) -> Figure:
         held_out = [(x["step"], x["held_out"][key]) for x in epochs if key in x["held_out"]]
         _plot_values(axis, key, [x["step"] for x in steps], [x[key] for x in steps], held_out)
         axis.set(title=key.replace("_", " "), xlabel="step")
-    labelled = [pair for a in axes.flat for pair in zip(*a.get_legend_handles_labels())]
-    legend = {label: handle for handle, label in labelled}  # each label once
+    labeled = [pair for a in axes.flat for pair in zip(*a.get_legend_handles_labels())]
+    legend = {label: handle for handle, label in labeled}  # each label once
     figure.legend(legend.values(), legend.keys(), ncols=2, loc="outside lower center", fontsize=8)
     figure.suptitle(f"run {Path(run).name}")
     return figure
@@ -99,6 +99,13 @@ class LiveTraining:
 
     One figure is updated in place, at most every `every` seconds. After each epoch it shows
     held-out images above their reconstructions. It has the methods of `training.Progress`.
+
+    Args:
+        key: logged value to plot, such as "loss" or "bits_per_code".
+        label: of the vertical axis; None: the key.
+        every: seconds between two updates of the figure.
+        with_images: show held-out images; False for a prior, which has none.
+        references: name -> value, shown as horizontal lines.
     """
 
     def __init__(
@@ -106,8 +113,8 @@ class LiveTraining:
         key: str = "loss",
         label: str | None = None,
         every: float = 2.0,
-        with_images: bool = True,  # False for a prior, which has no images
-        references: Mapping[str, float] | None = None,  # name -> value, shown as lines
+        with_images: bool = True,
+        references: Mapping[str, float] | None = None,
     ) -> None:
         self.key, self.label, self.every = key, label or key.replace("_", " "), every
         self.with_images = with_images

@@ -154,8 +154,8 @@ def raw_thumbnail(image: Image.Image, budget: int = 288) -> CompressedImage:
     return CompressedImage(file, len(file), height, decoded, _psnr(decoded, image))
 
 
-def mean_colour(image: Image.Image) -> CompressedImage:
-    """The mean colour of the image, in 3 bytes."""
+def mean_color(image: Image.Image) -> CompressedImage:
+    """The mean color of the image, in 3 bytes."""
     pixel = image.resize((1, 1), Image.Resampling.BOX)
     decoded = pixel.resize(image.size)
     return CompressedImage(pixel.tobytes(), 3, 1, decoded, _psnr(decoded, image))
@@ -169,7 +169,7 @@ def baselines(budget: int) -> dict[str, Callable[[Image.Image], CompressedImage 
     avif = f"AVIF speed {CODECS['AVIF']['speed']}"
     best = partial(best_within_budget, budget=budget)
     return {
-        "mean colour": mean_colour,
+        "mean color": mean_color,
         "raw thumbnail": partial(raw_thumbnail, budget=budget),
         "JPEG": partial(best, codec="JPEG"),
         "WebP": partial(best, codec="WebP"),

@@ -38,7 +38,7 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     |mean_a - mean_b|^2 + trace(cov_a + cov_b - 2 (cov_a cov_b)^(1/2)), Heusel et al., "GANs Trained
     by a Two Time-Scale Update Rule" (2017), arXiv:1706.08500, section 4; called FID if the features
     are Inception's. The estimate is biased: for two samples of the *same* distribution it is above
-    0, about D (D + 4) / (2n) for D uncorrelated features of variance 1 and samples of n images, and
+    0, about D (D + 5) / (2n) for D uncorrelated features of variance 1 and samples of n images, and
     less for correlated features. Compare only sets of equal size.
 
     Args:
@@ -94,13 +94,13 @@ def precision_recall(real: Tensor, generated: Tensor, k: int = 3) -> tuple[float
     Precision is the fraction of generated images inside the manifold of the real ones, recall the
     fraction of real images inside the manifold of the generated ones. An image is inside the
     manifold of a set if its distance to one of the set's images is at most the distance of that
-    image to its k-th nearest neighbour in the set. Kynkaanniemi et al., "Improved Precision and
+    image to its k-th nearest neighbor in the set. Kynkaanniemi et al., "Improved Precision and
     Recall Metric for Assessing Generative Models" (2019), arXiv:1904.06991, section 2. Values for
     sets of different sizes can't be compared.
 
     Args:
         real, generated: float (n, D), features.
-        k: number of the neighbour that defines the radius.
+        k: number of the neighbor that defines the radius.
 
     Returns:
         Precision (how realistic the samples are) and recall (how much of the real distribution they

@@ -71,7 +71,7 @@ def evaluate(
         file in the budget, if that is not all of them; with a prior "bits_per_code",
         "bytes_per_image" (the mean negative log-likelihood of an image), and "files", the sizes of
         files of equal PSNR; with an extractor "samples", see `evaluate_samples`; "skipped", what
-        was not measured and why, if there is such a thing; "psnr_db_of", name -> image id -> dB
+        was not measured and why, unless everything was; "psnr_db_of", name -> image id -> dB
         (None where no file is within the budget).
     """
     pixels, parts = data.pixels(size), data.split()
@@ -152,9 +152,9 @@ def _prior_bits(
     """Bits per code of counting baselines and of the prior, and the prior's bytes per image."""
     codes, labels = encoded.codes, encoded.labels[held_out]
     bits = code_bits(prior, codes[held_out], labels)
-    labelled = bool((labels < prior.num_classes).all())
+    labeled = bool((labels < prior.num_classes).all())
     rows = baseline_bits(codes[encoded.split.train], codes[held_out], prior.num_embeddings)
-    rows["prior, given the class" if labelled else "prior"] = float(bits.mean())
+    rows["prior, given the class" if labeled else "prior"] = float(bits.mean())
     return rows, float(bits.flatten(1).sum(1).mean() / 8)
 
 
@@ -235,8 +235,8 @@ def results_table(result: Mapping[str, Any]) -> str:
     lines += [f"{name}: {row['note']}" for name, row in result["rows"].items() if "note" in row]
     lines.append(
         "\nn: images with a file in the budget; a row has no means if these are not all images. "
-        "PSNR and SSIM of\n8-bit pixels. Compare an SSIM with that of the mean colour, not with 0: "
-        "in smooth windows a flat\ncolour scores high (see `vqlib.metrics.ssim`)."
+        "PSNR and SSIM of\n8-bit pixels. Compare an SSIM with that of the mean color, not with 0: "
+        "in smooth windows a flat\ncolor scores high (see `vqlib.metrics.ssim`)."
     )
     if "bits_per_code" in result:
         lines.append("\nbits per code")

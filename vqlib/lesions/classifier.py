@@ -124,7 +124,7 @@ def train_classifier(
 ) -> LesionClassifier:
     """Train a lesion classifier, continue an interrupted training, or load the finished one.
 
-    The classes are imbalanced: 67 % of the images of HAM10000 show naevi. The loss adds the log
+    The classes are imbalanced: 67 % of the images of HAM10000 show nevi. The loss adds the log
     frequency of each class to its logit (Menon et al., "Long-tail learning via logit adjustment",
     2021, arXiv:2007.07314, equation 10). The network therefore does not learn the frequencies, and
     its logits without them are suited to balanced accuracy, in which all classes count equally.
@@ -134,7 +134,8 @@ def train_classifier(
         labels, val_labels: int64 (N,), indices into CLASSES.
         source: one line that says what the classifier is trained on; stored with the weights.
         run: folder of the run; a relative name is a folder in work_dir()/runs.
-        lr, extend: see `training.fit`.
+        epochs: passes over the training images.
+        lr, extend, device, seed, progress: see `training.fit`.
 
     Returns:
         The model in eval() mode, on the CPU. It is also saved in the folder of the run as

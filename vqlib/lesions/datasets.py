@@ -87,7 +87,7 @@ def synthetic_dataset(lesions: int = 400, seed: int = 0) -> ImageDataset:
     Raises:
         ValueError: `lesions` < 1 or `seed` < 0.
     """
-    table = synthetic.catalogue(lesions, seed)
+    table = synthetic.catalog(lesions, seed)
     lesion_ids = [f"synthetic_{lesion:05d}" for lesion in table.lesions]
     image_ids = [f"{lesion}_{view}" for lesion, view in zip(lesion_ids, table.views)]
 
@@ -143,8 +143,8 @@ def decoded_dataset(name: str = "ham10000", images: int = 1200) -> ImageDataset:
 
 
 def is_other_folder(root: Path) -> bool:
-    """Whether a folder has none of HAM10000's tables and images. With its images alone, their
-    folders would be taken for classes."""
+    """Whether a folder has none of HAM10000's tables and images. If it has such
+    images but no table, their folders must not be taken for classes."""
     if find_tables(root):
         return False
     return not any(any(root.glob(f"{depth}ISIC_???????.*")) for depth in ("", "*/", "*/*/"))

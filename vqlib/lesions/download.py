@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from ..checkpoints import DataError, explain_errors
 
-LICENCE_NOTICE = (
+LICENSE_NOTICE = (
     "ISIC 2018 and HAM10000 are licensed under CC BY-NC 4.0: use them for non-commercial purposes "
     "only, and cite Tschandl et al. 2018 (doi:10.1038/sdata.2018.161) and Codella et al. 2019 "
     "(arXiv:1902.03368)."
@@ -80,7 +80,7 @@ def download(which: str, folder: str | Path) -> Path:
     folder, files = Path(folder).expanduser(), FILES[which]
     folder.mkdir(parents=True, exist_ok=True)
     size = sum(file.bytes for file in files)
-    print(f"{LICENCE_NOTICE}\n{which}: {len(files)} files, {size / 1e9:.1f} GB, to {folder}")
+    print(f"{LICENSE_NOTICE}\n{which}: {len(files)} files, {size / 1e9:.1f} GB, to {folder}")
     free = shutil.disk_usage(folder).free
     needed = sum(file.bytes for file in files if not (folder / file.name).exists())
     needed += max(0, size - sum(p.stat().st_size for p in folder.rglob("*.jpg")))  # unpacked

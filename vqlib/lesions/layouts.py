@@ -56,7 +56,9 @@ def read_layout(root: Path) -> ImageDataset:
             raise DataError(f"no table of a known data set in {root}: {EXPECTED_LAYOUTS}.")
         if len(tables) > 1:
             names = ", ".join(str(table) for _, _, table in tables)
-            raise DataError(f"{root} contains more than one data set ({names}): name one of them.")
+            raise DataError(
+                f"{root} contains more than one data set ({names}): pass the folder of one."
+            )
         name, root, table = tables[0]
         read = read_metadata if name == "ham10000" else read_groundtruth
         labels, lesions = read(table, root)
@@ -89,13 +91,13 @@ def find_tables(root: Path) -> list[tuple[str, Path, Path]]:
     """Data sets in `root`, or else in its subfolders, as (name, folder, table of classes)."""
     tables = _tables_in(root)
     for child in () if tables else _subfolders(root):
-        with suppress(PermissionError):  # a neighbouring folder without read permission
+        with suppress(PermissionError):  # a neighboring folder without read permission
             tables = tables + _tables_in(child)
     return tables
 
 
 def _tables_in(folder: Path) -> list[tuple[str, Path, Path]]:
-    """The same in one folder and its subfolders named like "groundtruth" or "metadata"."""
+    """`find_tables` for one folder and its subfolders named like "groundtruth" or "metadata"."""
     files = _list_files(folder, "groundtruth|metadata", TABLE_SUFFIXES)
     files.sort(key=lambda f: len(f.name))  # copies, such as "... (1).csv", come last
     truths = [f for f in files if "groundtruth" in f.name.lower()]

@@ -3,13 +3,13 @@
 They are the default data set (`datasets.open_dataset`), so that everything runs without a download.
 Always call them synthetic when you show them: they contain no medical information.
 
-Skin is coloured by two absorbing pigments, *melanin* (brown) and *blood* (red); the reflected light
+Skin is colored by two absorbing pigments, *melanin* (brown) and *blood* (red); the reflected light
 decreases exponentially with their amount (Beer-Lambert law). Each class is a function of about ten
 lines that adds pigments to a `Scene`, and overlays *blue* (deep pigment) and *white* (scar, scale).
 
-Modelled: colours and typical structures of the seven classes, skin tones, illumination, hair,
+Modeled: colors and typical structures of the seven classes, skin tones, illumination, hair,
 rulers, and several images of one lesion, so that a split by image leaks as with real data. Not
-modelled: frequencies of structures and subtypes, anatomy, growth of lesions, JPEG artefacts.
+modeled: frequencies of structures and subtypes, anatomy, growth of lesions, JPEG artifacts.
 """
 
 import os
@@ -26,16 +26,16 @@ CLASSES: tuple[str, ...] = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
 CLASS_PROPORTIONS = (0.15, 0.35, 0.12, 0.09, 0.15, 0.07, 0.07)  # HAM10000: 67 % NV, 1 % DF
 # Shares of lesions with 1, 2, 3 and 4 images: 1.35 images per lesion, as in HAM10000.
 VIEW_PROPORTIONS = (0.74, 0.18, 0.07, 0.01)
-# Skin tones (hex RGB): two pinks, lilac, pale, tan, reddish, greyish.
+# Skin tones (hex RGB): two pinks, lilac, pale, tan, reddish, grayish.
 SKIN_TONES = ("dfb6bc", "e6b2b4", "ccb2c4", "e8cac6", "e4c3b0", "e8a29c", "c0b0b4")
-# Absorption of red, green and blue light per unit of pigment; colours of the overlays and of skin
+# Absorption of red, green and blue light per unit of pigment; colors of the overlays and of skin
 # with unlimited pigment.
 MELANIN, BLOOD = (0.50, 1.00, 1.22), (0.17, 1.00, 0.72)
 BLUE, WHITE, DARKEST = (0.42, 0.46, 0.62), (0.94, 0.88, 0.90), (0.13, 0.08, 0.10)
 TEXTURE_SIZE = 512  # pixels of a side of a texture; a power of two, so that `&` wraps around
 
 
-class Catalogue(NamedTuple):
+class Catalog(NamedTuple):
     """One entry per image, int64 (N,): class indices, lesion numbers, view numbers 0, 1, 2, ..."""
 
     labels: np.ndarray
@@ -43,7 +43,7 @@ class Catalogue(NamedTuple):
     views: np.ndarray
 
 
-def catalogue(lesions: int = 400, seed: int = 0) -> Catalogue:
+def catalog(lesions: int = 400, seed: int = 0) -> Catalog:
     """List the images of a synthetic data set: about 1.35 x `lesions` images, ordered by lesion.
 
     The class sizes follow CLASS_PROPORTIONS, rounded.
@@ -59,7 +59,7 @@ def catalogue(lesions: int = 400, seed: int = 0) -> Catalogue:
     counts = rng.choice(len(VIEW_PROPORTIONS), size=lesions, p=VIEW_PROPORTIONS) + 1
     numbers = np.repeat(np.arange(lesions), counts)
     views = np.arange(len(numbers)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return Catalogue(*(a.astype(np.int64) for a in (classes[numbers], numbers, views)))
+    return Catalog(*(a.astype(np.int64) for a in (classes[numbers], numbers, views)))
 
 
 def render(labels, lesions, views, size: int = 256, seed: int = 0) -> np.ndarray:
@@ -69,9 +69,9 @@ def render(labels, lesions, views, size: int = 256, seed: int = 0) -> np.ndarray
     lesion determine the skin and the lesion; the view determines how it is photographed.
 
     Args:
-        labels, lesions, views: n integers each, as in a `Catalogue`.
+        labels, lesions, views: n integers each, as in a `Catalog`.
         size: pixels of a side, 32 to 512.
-        seed: as in `catalogue`.
+        seed: as in `catalog`.
 
     Raises:
         ValueError: the lists have different lengths, or a number is out of range.
@@ -107,7 +107,7 @@ def textures(seed: int, downscale: int = 1) -> dict[str, np.ndarray]:
 
     clouds (noise at all scales), furrows (bands) and sensor_noise have mean 0, and variance 1
     before the downscaling. Three maps describe a jittered grid of cells (cellular noise): the
-    distances to the nearest `cell_centre` and to the `cell_wall`, in cells, and a random
+    distances to the nearest `cell_center` and to the `cell_wall`, in cells, and a random
     `cell_value` in [0, 1).
     """
     rng = random_stream(1, seed)
@@ -126,14 +126,14 @@ def textures(seed: int, downscale: int = 1) -> dict[str, np.ndarray]:
     distortion = [0.16 * noise(np.exp(-((freq / 10) ** 2))) for _ in range(2)]
     pos = np.stack(np.meshgrid(*[np.arange(n) * cells / n] * 2), -1) + np.stack(distortion, -1)
     nearest, second_nearest, value = np.full((n, n), 9.0), np.full((n, n), 9.0), 0.0
-    for step in np.ndindex(3, 3):  # the nearest centre is in one of the 3 x 3 surrounding cells
+    for step in np.ndindex(3, 3):  # the nearest center is in one of the 3 x 3 surrounding cells
         cell = np.floor(pos).astype(int) + np.array(step) - 1
         inside = (cell[..., 1] % cells, cell[..., 0] % cells)
         dist = np.linalg.norm(cell + points[inside] - pos, axis=-1)
         value = np.where(dist < nearest, cell_values[inside], value)
         second_nearest = np.minimum(second_nearest, np.maximum(nearest, dist))
         nearest = np.minimum(nearest, dist)
-    maps |= {"cell_centre": nearest, "cell_wall": second_nearest - nearest, "cell_value": value}
+    maps |= {"cell_center": nearest, "cell_wall": second_nearest - nearest, "cell_value": value}
     blocks = (n // downscale, downscale, n // downscale, downscale)
     return {k: m.reshape(blocks).mean((1, 3)).astype(np.float32) for k, m in maps.items()}
 
@@ -147,7 +147,7 @@ def smoothstep(x: np.ndarray, low: float, high: float) -> np.ndarray:
 class Scene:
     """A patch of skin with maps of its pigments and overlays, each float32 (size, size).
 
-    The centre of the lesion is u = v = 0. `lesion_to_image` (2, 3) is the affine map from (u, v) to
+    The center of the lesion is u = v = 0. `lesion_to_image` (2, 3) is the affine map from (u, v) to
     image coordinates, which range from -1 to 1. `rng` is seeded by the lesion, so that every view
     uses the same random numbers.
     """
@@ -190,14 +190,14 @@ class Scene:
 
     def network(self, scale: float) -> np.ndarray:
         """Pigment network: 1 on its lines, 0 in its holes."""
-        wall, centre = self.texture("cell_wall", "cell_centre", scale=scale)
-        return smoothstep(wall, 0.38, 0.0) * (0.4 + 0.6 * smoothstep(centre, 0.25, 0.8))
+        wall, center = self.texture("cell_wall", "cell_center", scale=scale)
+        return smoothstep(wall, 0.38, 0.0) * (0.4 + 0.6 * smoothstep(center, 0.25, 0.8))
 
     def spots(self, scale: float, share: float, radius: float = 0.3, fray=0.05) -> np.ndarray:
         """Soft spots in a random fraction `share` of the cells: 1 inside a spot, 0 outside."""
-        centre, value = self.texture("cell_centre", "cell_value", scale=scale)
-        centre += fray * self.clouds(2.5 * scale)
-        return smoothstep(centre, radius, 0.4 * radius) * (value < share)
+        center, value = self.texture("cell_center", "cell_value", scale=scale)
+        center += fray * self.clouds(2.5 * scale)
+        return smoothstep(center, radius, 0.4 * radius) * (value < share)
 
 
 def rasterize_lines(paths: list[tuple[np.ndarray, float]], to_image: np.ndarray, size: int):
@@ -229,7 +229,7 @@ def branching_lines(
 
 
 def melanoma(s: Scene) -> None:
-    """Asymmetric, many colours, broken network, dots, blue-white veil, regression."""
+    """Asymmetric, many colors, broken network, dots, blue-white veil, regression."""
     d = s.outline(s.uniform(0.3, 0.68), 0.3, 0.045)
     body = smoothstep(d, -0.05, s.uniform(0.05, 0.14))
     patches, other, third = s.clouds(0.35), s.clouds(0.4), s.clouds(0.3)
@@ -256,11 +256,11 @@ def nevus(s: Scene) -> None:
         s.melanin += 0.7 * brown * (s.network(s.uniform(0.8, 1.2)) - 0.2)
     elif pattern < 0.7:  # globular
         s.melanin += 0.6 * brown * s.spots(s.uniform(1.0, 1.5), 0.75, 0.5)
-    s.melanin += max(0, s.uniform(-1, 1)) * smoothstep(d, 0.45 * radius, radius)  # a dark centre
+    s.melanin += max(0, s.uniform(-1, 1)) * smoothstep(d, 0.45 * radius, radius)  # a dark center
 
 
 def basal_cell_carcinoma(s: Scene) -> None:
-    """Pearly pink, blue-grey ovoid nests, arborising vessels, sometimes a bleeding ulcer."""
+    """Pearly pink, blue-gray ovoid nests, arborizing vessels, sometimes a bleeding ulcer."""
     d = s.outline(s.uniform(0.4, 0.65), 0.25, 0.1)
     body = smoothstep(d, -0.15, 0.2)
     s.blood += body * (s.uniform(0.1, 0.4) + 0.12 * s.clouds(0.7))
@@ -317,10 +317,10 @@ def vascular(s: Scene) -> None:
     """Red to purple lacunae, packed like berries, with paler walls between them; clots."""
     d = s.outline(s.uniform(0.2, 0.5), 0.15, 0.025)
     body = smoothstep(d, -0.05, 0.06)
-    wall, centre, value = s.texture(
-        "cell_wall", "cell_centre", "cell_value", scale=s.uniform(0.25, 0.5)
+    wall, center, value = s.texture(
+        "cell_wall", "cell_center", "cell_value", scale=s.uniform(0.25, 0.5)
     )
-    berries = smoothstep(wall + 0.06 * s.clouds(1.5), -0.3, 0.5) * smoothstep(centre, 1.2, 0.0)
+    berries = smoothstep(wall + 0.06 * s.clouds(1.5), -0.3, 0.5) * smoothstep(center, 1.2, 0.0)
     s.blood += body * (s.uniform(0.5, 0.9) + s.uniform(0.3, 1.3) * berries * (0.7 + 0.5 * value))
     s.blue += body * s.uniform(0, 0.5) * (0.6 + 0.4 * berries)
     s.melanin += body * max(0, s.uniform(-4, 2)) * smoothstep(s.clouds(0.3), 0.4, 1.6)
@@ -380,8 +380,8 @@ def simulate_camera(
         ticks = [(np.array([[t, 0.93], [t, 1]]), 0.004) for t in np.arange(-0.9, 1, 0.1)]
         image *= 1 - np.float32(0.7) * rasterize_lines(ticks, identity, size)
     x = np.linspace(-1, 1, size, dtype=np.float32)[None, :]
-    centre_x, centre_y, slope_x, slope_y = rng.normal(0, (0.08, 0.08, 0.03, 0.03)).tolist()
-    r2 = (x - centre_x) ** 2 + (x.T - centre_y) ** 2
+    center_x, center_y, slope_x, slope_y = rng.normal(0, (0.08, 0.08, 0.03, 0.03)).tolist()
+    r2 = (x - center_x) ** 2 + (x.T - center_y) ** 2
     illumination = rng.uniform(1.0, 1.06) + slope_x * x + slope_y * x.T
     illumination = illumination - rng.uniform(0, 0.12) * r2  # brighter in the middle
     if rng.random() < 0.05:  # the dark circular edge of the field of view

@@ -9,7 +9,7 @@ from matplotlib.patches import FancyBboxPatch
 from ..training_curves import WIDTH
 
 # Mid tones: dark text on them is readable, and they stand out from white and from black.
-COLOURS = {
+COLORS = {
     "data": "#9ecae1",
     "layer": "#fdae6b",
     "codes": "#a1d99b",
@@ -40,7 +40,7 @@ def box(
 ) -> None:
     """A rounded box with its lower left corner at (x, y) and its text in the middle."""
     shape = "round,pad=0,rounding_size=0.08"
-    patch = FancyBboxPatch((x, y), width, height, boxstyle=shape, fc=COLOURS[kind], ec="#444444")
+    patch = FancyBboxPatch((x, y), width, height, boxstyle=shape, fc=COLORS[kind], ec="#444444")
     axes.add_patch(patch)
     axes.text(
         x + width / 2,
@@ -59,14 +59,14 @@ def arrow(
     end: tuple[float, float],
     text: str = "",
     *,
-    colour: str = "#444444",
+    color: str = "#444444",
     dashed: bool = False,
     bend: float = 0.0,
 ) -> None:
     """An arrow, with a text above its middle. `dashed` is for gradients, `bend` curves it."""
-    style = {"arrowstyle": "-|>", "color": colour, "lw": 1.4, "shrinkA": 2, "shrinkB": 2}
+    style = {"arrowstyle": "-|>", "color": color, "lw": 1.4, "shrinkA": 2, "shrinkB": 2}
     style |= {"linestyle": "--" if dashed else "-", "connectionstyle": f"arc3,rad={bend}"}
     axes.annotate("", end, start, arrowprops=style)
     if text:
         x, y = (start[0] + end[0]) / 2, (start[1] + end[1]) / 2
-        axes.text(x, y + 0.08, text, ha="center", va="bottom", fontsize=8, color=colour)
+        axes.text(x, y + 0.08, text, ha="center", va="bottom", fontsize=8, color=color)

@@ -7,7 +7,7 @@ from . import arrow, box, canvas
 # Text, kind and number of the task that examines it; None: no task of its own.
 VQVAE_ROW = [
     ("image\n600 x 450", "data", None),
-    ("resize, rotate,\nnormalise", "layer", "2, 3"),
+    ("resize, rotate,\nnormalize", "layer", "2, 3"),
     ("encoder", "layer", "1, 5"),
     ("quantizer\n512 codes", "codes", "1"),
     ("decoder,\nsigmoid", "layer", "1"),

@@ -1,18 +1,17 @@
-"""Diagrams of notebook 03: the order of codes, what a restart does, and the missing permute."""
+"""Diagrams of notebook 03: the order of codes, and the missing permute."""
 
 from __future__ import annotations
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from . import COLOURS, arrow, box, canvas
+from . import COLORS, arrow, box, canvas
 
-FOUR = [COLOURS[name] for name in ("data", "layer", "codes", "loss")]
+FOUR = [COLORS[name] for name in ("data", "layer", "codes", "loss")]
 
 
-def _cell(axes: Axes, x: float, y: float, side: float, colour: str, text: str = "") -> None:
-    axes.add_patch(Rectangle((x, y), side, side, fc=colour, ec="#444444", lw=0.8))
+def _cell(axes: Axes, x: float, y: float, side: float, color: str, text: str = "") -> None:
+    axes.add_patch(Rectangle((x, y), side, side, fc=color, ec="#444444", lw=0.8))
     axes.text(x + side / 2, y + side / 2, text, ha="center", va="center", fontsize=8, color="#111")
 
 
@@ -24,10 +23,10 @@ def order_of_codes() -> None:
         for c in range(8):
             here = (r, c) == (row, column)
             text = str(4 * (8 * r + c))
-            colour = COLOURS["layer" if here else "note"]
-            _cell(axes, 0.6 + side * c, 6.3 - side * (r + 1), side, colour, text)
+            color = COLORS["layer" if here else "note"]
+            _cell(axes, 0.6 + side * c, 6.3 - side * (r + 1), side, color, text)
     axes.text(3.6, 6.45, "8 x 8 positions of 32 x 32 pixels", ha="center", va="bottom", fontsize=9)
-    caption = "number: place of the first of the position's four codes"
+    caption = "number: index of the first of the four codes at this position"
     axes.text(3.6, 0.15, caption, ha="center", va="top", fontsize=8, color="#444444")
     x, y = 0.6 + side * (column + 1), 6.3 - side * (row + 0.5)
     arrow(axes, (x, y), (7.9, y), "")
@@ -38,37 +37,7 @@ def order_of_codes() -> None:
         box(axes, 8.0, low, 1.8, 1.3, f"{64 * slot}-{64 * slot + 63}", "layer")
         arrow(axes, (9.8, low + 0.65), (12.9, low + 0.65), f"nearest of 512 (codebook {slot})")
         number = 4 * (8 * row + column) + slot
-        box(axes, 13.0, low, 2.4, 1.3, f"code of slot {slot}\nplace {number} of 0-255", "codes", 8)
-
-
-def restart() -> None:
-    """A dead code is placed on a vector of the current batch."""
-    generator = np.random.default_rng(3)
-    centres = np.array([[1.4, 1.3], [3.2, 2.9], [2.6, 0.9]])
-    vectors = np.concatenate([centre + 0.33 * generator.normal(size=(22, 2)) for centre in centres])
-    used = np.array([[1.5, 1.4], [2.9, 1.9]])
-    dead = np.array([[5.3, 3.4], [5.6, 2.4], [5.4, 1.2]])
-    targets = vectors[[25, 33, 60]]
-    axes = canvas(16, 5, "Restart: dead codes are placed on random vectors of the batch")
-    for offset, title in ((0.6, "before"), (8.8, "after")):
-        shift = np.array([offset, 0.2])
-        axes.plot(*(vectors + shift).T, ".", color="#8c8c8c", ms=5)
-        axes.plot(*(used + shift).T, "o", color="#238b45", ms=10)
-        axes.text(offset + 3.2, 4.55, title, ha="center", fontsize=9, color="#111111")
-        if title == "before":
-            axes.plot(*(dead + shift).T, "X", color="#cb181d", ms=10)
-            for start, end in zip(dead + shift, targets + shift, strict=True):
-                arrow(axes, tuple(start), tuple(end), dashed=True, colour="#cb181d")
-        else:
-            axes.plot(*(targets + shift).T, "o", color="#cb181d", ms=10)
-    for x, text, colour, marker in (
-        (0.8, "vectors of the batch", "#8c8c8c", "."),
-        (4.6, "codes in use", "#238b45", "o"),
-        (7.4, "dead: nearest to no vector for 20 batches", "#cb181d", "X"),
-        (13.2, "restarted", "#cb181d", "o"),
-    ):
-        axes.plot(x, 0.1, marker, color=colour, ms=8, clip_on=False)
-        axes.text(x + 0.3, 0.1, text, va="center", fontsize=8, color="#111111")
+        box(axes, 13.0, low, 2.4, 1.3, f"code of slot {slot}\nindex {number} of 0-255", "codes", 8)
 
 
 def missing_permute() -> None:
@@ -89,9 +58,9 @@ def missing_permute() -> None:
             x0 = 0.4 + 2.1 * channel
             for position in range(4):
                 r, c = divmod(position, 2)
-                colour = FOUR[channel if "without" in title else position]
+                color = FOUR[channel if "without" in title else position]
                 number = str(4 * channel + position)
-                _cell(axes, x0 + side * c, top - 0.25 - side * (r + 1), side, colour, number)
+                _cell(axes, x0 + side * c, top - 0.25 - side * (r + 1), side, color, number)
             label = f"channel {channel}"
             axes.text(x0 + side, top - 2.3, label, ha="center", fontsize=8, color="#111111")
         arrow(axes, (8.8, top - 1.1), (10.3, top - 1.1), "")

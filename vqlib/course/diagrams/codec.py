@@ -1,16 +1,13 @@
-"""Diagrams of notebook 06: the codec and what both sides share, rate and distortion, and the nested
-intervals of arithmetic coding."""
+"""Diagrams of notebook 06: the codec and what both sides share, and the nested intervals of
+arithmetic coding."""
 
 from __future__ import annotations
 
 from fractions import Fraction
 
-import matplotlib.pyplot as plt
-import numpy as np
 from matplotlib.patches import Rectangle
 
-from ..training_curves import WIDTH
-from . import COLOURS, arrow, box, canvas
+from . import COLORS, arrow, box, canvas
 
 
 def codec_pipeline() -> None:
@@ -37,32 +34,10 @@ def codec_pipeline() -> None:
     for x, text in ((3.3, "VQ-VAE weights, codebook"), (8.1, "prior: p(code | earlier codes)")):
         box(axes, x, 2.55, 3.9, 1.3, f"shared\n{text}", "note")
     for x in (4.7, 11.1):
-        start = min(x, 11.1)
-        arrow(axes, (start, 3.85), (x, top), dashed=True)
-        arrow(axes, (start, 2.55), (x, bottom + 1.3), dashed=True)
+        arrow(axes, (x, 3.85), (x, top), dashed=True)
+        arrow(axes, (x, 2.55), (x, bottom + 1.3), dashed=True)
     axes.text(1.5, 4.2, "sender", ha="center", fontsize=9, color="#111111")
     axes.text(1.5, 2.0, "receiver", ha="center", fontsize=9, color="#111111")
-
-
-def rate_distortion() -> None:
-    """A rate-distortion curve: achievable pairs, and what a better codec is."""
-    _figure, axes = plt.subplots(figsize=(WIDTH, 3.4))
-    rate = np.linspace(20, 700, 200)
-    better, worse = 20 + 6.3 * np.log10(rate), 17.5 + 6.0 * np.log10(rate)
-    axes.plot(rate, better, color="C0", lw=2, label="codec A")
-    axes.plot(rate, worse, color="C1", lw=2, label="codec B")
-    level = 17.5 + 6.0 * np.log10(500)
-    at_level = 10 ** ((level - 20) / 6.3)
-    options = {"arrowstyle": "<->", "color": "#555555"}
-    axes.annotate("", (500, level), (at_level, level), arrowprops=options)
-    axes.text(395, level + 0.25, "same PSNR: fewer bytes", ha="center", fontsize=9)
-    low, high = 17.5 + 6.0 * np.log10(288), 20 + 6.3 * np.log10(288)
-    axes.annotate("", (288, low), (288, high), arrowprops=options)
-    axes.text(280, high + 0.3, "same bytes: higher PSNR", ha="right", fontsize=9)
-    axes.axvline(288, color="#888888", ls=":", lw=1)
-    axes.set(title="Sketch: two ways to compare codecs", xlabel="rate, bytes per image")
-    axes.set(ylabel="PSNR, dB (less distortion is up)", xlim=(0, 700))
-    axes.legend(loc="lower right", fontsize=9)
 
 
 def nested_intervals() -> None:
@@ -71,13 +46,13 @@ def nested_intervals() -> None:
     message = "bac"
     axes = canvas(16, 6.2, f"Arithmetic coding of the message {message!r}")
     low, width = Fraction(0), Fraction(1)
-    colours = [COLOURS[name] for name in ("data", "layer", "codes")]
+    colors = [COLORS[name] for name in ("data", "layer", "codes")]
     for step, chosen in enumerate(message):
         y, before = 5.0 - 2.0 * step, Fraction(0)
-        for colour, (symbol, p) in zip(colours, table.items(), strict=True):
+        for color, (symbol, p) in zip(colors, table.items(), strict=True):
             x, wide = 1.5 + 13 * float(before), 13 * float(p)
             edge = {"ec": "#111111", "lw": 2.5 if symbol == chosen else 0.8}
-            axes.add_patch(Rectangle((x, y), wide, 0.7, fc=colour, **edge))
+            axes.add_patch(Rectangle((x, y), wide, 0.7, fc=color, **edge))
             axes.text(
                 x + wide / 2, y + 0.35, f"{symbol}: p = {p}", ha="center", va="center", color="#111"
             )

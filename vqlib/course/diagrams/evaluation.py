@@ -12,16 +12,16 @@ from torch import Tensor
 from ..training_curves import WIDTH
 
 
-def _balls(axis: Axes, centers: Tensor, points: Tensor, k: int, colours: tuple[str, str]) -> int:
+def _balls(axis: Axes, centers: Tensor, points: Tensor, k: int, colors: tuple[str, str]) -> int:
     """Balls of `centers`, and the points inside (filled) and outside (hollow); returns how many
     are inside."""
     radius = torch.cdist(centers, centers).kthvalue(k + 1).values
     for center, r in zip(centers.tolist(), radius.tolist(), strict=True):
-        axis.add_patch(Circle(center, r, fc=colours[0], ec=colours[0], alpha=0.12))
+        axis.add_patch(Circle(center, r, fc=colors[0], ec=colors[0], alpha=0.12))
     inside = (torch.cdist(points, centers) <= radius).any(1)
-    axis.plot(*centers.T, "^", color=colours[0], ms=6)
-    axis.plot(*points[inside].T, "o", color=colours[1], ms=6)
-    axis.plot(*points[~inside].T, "o", mfc="none", mec=colours[1], mew=1.5, ms=6)
+    axis.plot(*centers.T, "^", color=colors[0], ms=6)
+    axis.plot(*points[inside].T, "o", color=colors[1], ms=6)
+    axis.plot(*points[~inside].T, "o", mfc="none", mec=colors[1], mew=1.5, ms=6)
     axis.set(aspect="equal", xlim=(-3.4, 4.6), ylim=(-3.2, 3.4), xticks=[], yticks=[])
     axis.set(xlabel="feature 1", ylabel="feature 2")
     axis.grid(False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from . import COLOURS, arrow, box, canvas
+from . import COLORS, arrow, box, canvas
 
 
 def sampling_loop() -> Axes:
@@ -26,7 +26,7 @@ def sampling_loop() -> Axes:
 
 
 def _cell(axes: Axes, x: float, y: float, kind: str, text: str = "") -> None:
-    axes.add_patch(Rectangle((x, y), 1, 1, fc=COLOURS[kind], ec="white", lw=2))
+    axes.add_patch(Rectangle((x, y), 1, 1, fc=COLORS[kind], ec="white", lw=2))
     axes.text(x + 0.5, y + 0.5, text, ha="center", va="center", fontsize=9, color="#111111")
 
 
@@ -73,7 +73,7 @@ def completion_order() -> Axes:
                 _cell(axes, left + column, 4.4 - row, kind, "" if is_kept else "?")
         axes.text(left + 3, 5.55, f"{kept} half kept", ha="center", fontsize=10)
     arrow(axes, (3.5, 3.9), (3.5, 2.9))
-    arrow(axes, (11.5, 2.9), (11.5, 3.9), colour="#cb181d", dashed=True)
+    arrow(axes, (11.5, 2.9), (11.5, 3.9), color="#cb181d", dashed=True)
     axes.text(3.5, 0.45, "all kept codes come before\nthe sampled ones", ha="center", va="center")
     axes.text(
         11.5,

@@ -8,7 +8,7 @@ from matplotlib.patches import Rectangle
 
 from ...data import dihedral_transform
 from ..training_curves import WIDTH
-from . import COLOURS, arrow, box, canvas
+from . import COLORS, arrow, box, canvas
 
 
 def files_to_batches() -> None:
@@ -25,7 +25,7 @@ def files_to_batches() -> None:
         arrow(axes, (x, 2.45), (x + 1.5, 2.45))
     for x, text, when in (
         (5.15, "decode, crop to a square, resize", "once, always the same result"),
-        (10.85, "choose, augment, divide by 255", "in every epoch, random"),
+        (10.85, "shuffle, augment, divide by 255", "in every epoch, random"),
     ):
         axes.text(x, 3.75, text, ha="center", fontsize=9, color="#111111")
         axes.text(x, 0.85, when, ha="center", fontsize=9, color="#444444", style="italic")
@@ -42,9 +42,9 @@ def leak() -> None:
     ):
         axes.text(0.2, top + 0.4, f"split\n{name}", va="center", fontsize=9, color="#111111")
         for (lesion, number), column in zip(_photographs(views), columns):
-            colour = COLOURS["loss" if number in test else "data"]
+            color = COLORS["loss" if number in test else "data"]
             x = 2.2 + column
-            axes.add_patch(Rectangle((x, top), 0.75, 0.8, fc=colour, ec="#444444"))
+            axes.add_patch(Rectangle((x, top), 0.75, 0.8, fc=color, ec="#444444"))
             text = "ABCDEF"[lesion]
             axes.text(x + 0.37, top + 0.4, text, ha="center", va="center", color="#111111")
         for lesion, count in enumerate(views):
@@ -56,7 +56,7 @@ def leak() -> None:
                 middle = (left + right) / 2
                 axes.text(middle, top - 0.55, "leak", ha="center", fontsize=9, color="#cb181d")
     for x, text, kind in ((3.2, "training image", "data"), (7.0, "test image", "loss")):
-        axes.add_patch(Rectangle((x, 0.2), 0.5, 0.5, fc=COLOURS[kind], ec="#444444"))
+        axes.add_patch(Rectangle((x, 0.2), 0.5, 0.5, fc=COLORS[kind], ec="#444444"))
         axes.text(x + 0.7, 0.45, text, va="center", fontsize=9, color="#111111")
     axes.text(10.2, 0.45, "letter: lesion", va="center", fontsize=9, color="#111111")
 
@@ -78,4 +78,4 @@ def eight_transforms() -> None:
         axis.set(title=f"{index}: {turns}{', flip' if index >= 4 else ''}", xticks=[], yticks=[])
         axis.grid(False)
         axis.spines[:].set_visible(False)
-    _figure.suptitle("The eight symmetries of a square (dihedral group $D_4$)")
+    _figure.suptitle("The eight transforms of a square (turns are counter-clockwise)")

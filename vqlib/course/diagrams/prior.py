@@ -28,13 +28,13 @@ def raster_order(row: int = 1, column: int = 2, slot: int = 1, side: int = 4) ->
         r, c = divmod(position, side)
         for s in range(4):
             index, x, y = position * 4 + s, 0.4 + 1.0 * c + 0.25 * s, 3.4 - r
-            colour = SEEN if index < current else LATER if index > current else OUTPUT
-            axes.add_patch(Rectangle((x, y), 0.25, 0.9, fc=colour, ec="white", lw=0.5))
+            color = SEEN if index < current else LATER if index > current else OUTPUT
+            axes.add_patch(Rectangle((x, y), 0.25, 0.9, fc=color, ec="white", lw=0.5))
         axes.add_patch(Rectangle((0.4 + c, 3.4 - r), 1, 0.9, fill=False, ec="#444444", lw=1.2))
     for s in range(4):
-        colour = SEEN if s < slot else LATER if s > slot else OUTPUT
+        color = SEEN if s < slot else LATER if s > slot else OUTPUT
         text = "white" if s == slot else "#111111"
-        axes.add_patch(Rectangle((6.3 + 1.6 * s, 1.7), 1.5, 1.5, fc=colour, ec="#444444"))
+        axes.add_patch(Rectangle((6.3 + 1.6 * s, 1.7), 1.5, 1.5, fc=color, ec="#444444"))
         axes.text(7.05 + 1.6 * s, 2.45, f"slot {s}\ncode {current - slot + s}", color=text,
                   ha="center", va="center", fontsize=10)  # fmt: skip
         for earlier in range(s):  # each slot depends on all earlier ones
@@ -42,32 +42,32 @@ def raster_order(row: int = 1, column: int = 2, slot: int = 1, side: int = 4) ->
             arrow(axes, start, end, bend=0.3)
     axes.text(9.5, 3.45, f"the position in row {row}, column {column}", ha="center", fontsize=10)
     arrow(axes, (1.4 + column, 3.85 - row), (6.2, 2.45))
-    for x, colour, name in (
+    for x, color, name in (
         (6.3, SEEN, "earlier"),
         (8.4, OUTPUT, "current"),
         (10.5, LATER, "later"),
     ):
-        axes.add_patch(Rectangle((x, 0.05), 0.35, 0.35, fc=colour, ec="#444444"))
+        axes.add_patch(Rectangle((x, 0.05), 0.35, 0.35, fc=color, ec="#444444"))
         axes.text(x + 0.5, 0.22, name, va="center", fontsize=10)
     return axes
 
 
 def masks() -> Figure:
-    """Masks A and B: of a 5 x 5 kernel with one slot, and at the centre of one with four slots."""
+    """Masks A and B: of a 5 x 5 kernel with one slot, and at the center of one with four slots."""
     figure, all_axes = plt.subplots(1, 4, figsize=(WIDTH, 2.9))
     figure.get_layout_engine().set(wspace=0.08)
-    colours = ListedColormap([LATER, SEEN])
+    colors = ListedColormap([LATER, SEEN])
     for axes, (kind, slots) in zip(all_axes, (("A", 1), ("B", 1), ("A", 4), ("B", 4)), strict=True):
         mask = MaskedConv2d(kind, slots, slots, kernel_size=5, slots=slots).mask
         shown = mask[0, 0] if slots == 1 else mask[:, :, 2, 2]
-        axes.imshow(shown, cmap=colours, vmin=0, vmax=1)
+        axes.imshow(shown, cmap=colors, vmin=0, vmax=1)
         n = len(shown)
         for i in range(n * n):
             row, column = divmod(i, n)
             text = f"{shown[row, column]:.0f}"
             axes.text(column, row, text, ha="center", va="center", color="#111111")
         axes.grid(False)
-        where = "5 x 5 kernel, one slot" if slots == 1 else "centre, four slots"
+        where = "5 x 5 kernel, one slot" if slots == 1 else "center, four slots"
         axes.set_title(f"Mask {kind}\n{where}", fontsize=10)
         if slots == 1:
             axes.add_patch(Rectangle((1.5, 1.5), 1, 1, fill=False, ec=OUTPUT, lw=2))
@@ -90,8 +90,8 @@ def receptive_field(axes: Axes, seen: Tensor, row: int, column: int, title: str)
     category[row, column] = 3
     axes.imshow(category, cmap=ListedColormap([LATER, SEEN, NOT_SEEN, OUTPUT]), vmin=0, vmax=3)
     for r, c in (seen & (order >= output)).nonzero().tolist():
-        colour = "white" if (r, c) == (row, column) else OUTPUT
-        axes.text(c, r, "x", ha="center", va="center", color=colour, weight="bold")
+        color = "white" if (r, c) == (row, column) else OUTPUT
+        axes.text(c, r, "x", ha="center", va="center", color=color, weight="bold")
     for line in range(max(h, w)):
         axes.axhline(line - 0.5, color="white", lw=1.5)
         axes.axvline(line - 0.5, color="white", lw=1.5)
@@ -101,7 +101,7 @@ def receptive_field(axes: Axes, seen: Tensor, row: int, column: int, title: str)
 
 def _legend(figure: Figure, leaks: bool) -> None:
     names = {OUTPUT: "predicted", SEEN: "earlier, seen", NOT_SEEN: "earlier, not seen"}
-    patches = [Rectangle((0, 0), 1, 1, fc=colour, ec="#444444") for colour in (*names, LATER)]
+    patches = [Rectangle((0, 0), 1, 1, fc=color, ec="#444444") for color in (*names, LATER)]
     labels = [*names.values(), "later"]
     if leaks:
         patches.append(Line2D([], [], marker="x", color=OUTPUT, ls="", mew=2))
@@ -153,28 +153,28 @@ def gated_block() -> Axes:
     box(axes, 6.9, 1.9, 2.9, 0.8, "horizontal (left)\np -> 2p")
     box(axes, 10.4, 1.9, 2.9, 0.8, "center, mask B\np -> 2p")
     box(axes, 13.7, 1.9, 2.2, 0.8, "conditional\nbias: 2p", "note")
-    box(axes, 4.4, 3.2, 3.3, 0.8, "vertical_to_horizontal\n2p -> 2p", size=8)
+    box(axes, 4.3, 3.2, 3.5, 0.8, "vertical_to_horizontal\n2p -> 2p")
     box(axes, 9.6, 3.2, 1.0, 0.8, "+", "note", 14)
-    for x, centre in ((1.2, 2.5), (8.8, 10.1)):
-        box(axes, x, 4.6, 1.2, 0.7, "tanh, p", "codes", 8)
-        box(axes, x + 1.4, 4.6, 1.2, 0.7, "sigmoid, p", "codes", 7)
-        box(axes, centre - 0.5, 5.8, 1.0, 0.7, "x", "note", 14)
-        arrow(axes, (x + 0.6, 5.3), (centre - 0.2, 5.8))
-        arrow(axes, (x + 2.0, 5.3), (centre + 0.2, 5.8))
-    box(axes, 8.5, 7.0, 3.2, 0.6, "horizontal_out, p -> p", size=8)
+    for center in (2.5, 10.1):
+        box(axes, center - 1.7, 4.6, 1.6, 0.7, "tanh, p", "codes")
+        box(axes, center + 0.1, 4.6, 1.6, 0.7, "sigmoid, p", "codes")
+        box(axes, center - 0.5, 5.8, 1.0, 0.7, "x", "note", 14)
+        arrow(axes, (center - 0.9, 5.3), (center - 0.2, 5.8))
+        arrow(axes, (center + 0.9, 5.3), (center + 0.2, 5.8))
+    box(axes, 8.5, 7.0, 3.2, 0.6, "horizontal_out, p -> p")
     box(axes, 12.6, 7.0, 1.0, 0.6, "+", "note", 14)
     arrow(axes, (2.5, 1.1), (2.5, 1.9))
     arrow(axes, (9.6, 1.1), (8.4, 1.9))
     arrow(axes, (10.6, 1.1), (11.8, 1.9))
-    arrow(axes, (2.5, 2.7), (1.8, 4.6))
-    arrow(axes, (2.5, 2.7), (3.2, 4.6))
-    arrow(axes, (3.4, 2.7), (4.4, 3.5))
-    arrow(axes, (7.7, 3.6), (9.6, 3.6))
+    arrow(axes, (2.5, 2.7), (1.6, 4.6))
+    arrow(axes, (2.5, 2.7), (3.4, 4.6))
+    arrow(axes, (3.4, 2.7), (4.3, 3.5))
+    arrow(axes, (7.8, 3.6), (9.6, 3.6))
     arrow(axes, (8.4, 2.7), (9.7, 3.2))
     arrow(axes, (11.8, 2.7), (10.5, 3.2))
     arrow(axes, (14.8, 2.7), (10.6, 3.6))
-    arrow(axes, (9.9, 4.0), (9.4, 4.6))
-    arrow(axes, (10.3, 4.0), (10.8, 4.6))
+    arrow(axes, (9.9, 4.0), (9.2, 4.6))
+    arrow(axes, (10.3, 4.0), (11.0, 4.6))
     arrow(axes, (10.1, 6.5), (10.1, 7.0))
     arrow(axes, (11.7, 7.3), (12.6, 7.3))
     axes.plot([11.4, 13.5, 13.5, 13.2], [0.7, 0.7, 6.5, 6.95], color="#444444", lw=1.4)

@@ -51,7 +51,7 @@ def encoder_and_decoder(size: int = 256) -> Axes:
         size: pixels of a side, divisible by 32.
     """
     channels = (3, 32, 64, 128, 256, 256)
-    axes = canvas(20, 7.6, "Encoder and decoder: every layer halves or doubles height and width")
+    axes = canvas(20, 7.6, "Encoder and decoder: each layer halves or doubles height and width")
     x, middle, ends = 0.2, 3.9, []
     for stage in range(12):
         down = stage < 6
@@ -69,13 +69,19 @@ def encoder_and_decoder(size: int = 256) -> Axes:
         arrow(axes, (ends[i][1], middle), (ends[i + 1][0], middle), "VQ" if i == 5 else "")
     for x, text in ((4.0, "encoder: Conv2d"), (15.6, "decoder: ConvTranspose2d")):
         axes.text(x, 7.15, f"{text} 4 x 4, stride 2", ha="center", fontsize=9)
-    axes.text(10, 0.25, "in the boxes: channels; below: height = width", ha="center", fontsize=9)
+    axes.text(
+        10,
+        0.25,
+        "in the boxes: channels; below them: height = width",
+        ha="center",
+        fontsize=9,
+    )
     return axes
 
 
 def straight_through() -> Axes:
     """The forward value and the backward gradient of the straight-through estimator."""
-    axes = canvas(16, 6.2, "Straight-through: the value of one, the gradient to the other")
+    axes = canvas(16, 6.2, "The straight-through estimator")
     y = 2.4
     box(axes, 0.3, y, 2.3, 1.3, "encoder", "layer")
     box(axes, 4.2, y, 1.5, 1.3, "z", "data")
@@ -83,20 +89,20 @@ def straight_through() -> Axes:
     box(axes, 10.7, y, 1.5, 1.3, "e", "data")
     box(axes, 13.4, y, 2.3, 1.3, "decoder", "layer")
     for start, end in ((2.6, 4.2), (5.7, 6.9), (9.5, 10.7), (12.2, 13.4)):
-        arrow(axes, (start, y + 0.65), (end, y + 0.65), colour=FORWARD)
-    path = {"colour": BACKWARD, "dashed": True}
+        arrow(axes, (start, y + 0.65), (end, y + 0.65), color=FORWARD)
+    path = {"color": BACKWARD, "dashed": True}
     arrow(axes, (14.5, y), (11.5, y), bend=-0.5, **path)
     arrow(axes, (11.4, y), (4.9, y), bend=-0.26, **path)
     arrow(axes, (4.7, y), (1.5, y), bend=-0.5, **path)
     axes.text(8, 5.0, "forward: the decoder gets the value of e", ha="center", color=FORWARD)
-    text = "backward: the gradient at e is copied to z, past the nearest-vector step"
+    text = "backward: the gradient at e is copied to z; the nearest-vector step is skipped"
     axes.text(8, 0.25, text, ha="center", color=BACKWARD)
     return axes
 
 
 def loss_terms() -> Axes:
-    """Which part of the model each term of the loss moves."""
-    axes = canvas(16, 7.2, "What each term of the loss moves")
+    """Which part of the model each term of the loss trains."""
+    axes = canvas(16, 7.2, "Which part of the model each term of the loss trains")
     parts = (("encoder", 5.1, "layer"), ("codebook", 8.9, "codes"), ("decoder", 12.7, "layer"))
     for text, x, kind in parts:
         box(axes, x, 5.3, 2.9, 1.2, text, kind)
@@ -105,13 +111,13 @@ def loss_terms() -> Axes:
         ("commitment loss", 2.2, (5.1,), "β · mean (z - sg[e])²"),
         ("codebook loss or EMA", 0.7, (8.9,), "mean (sg[z] - e)²"),
     )
-    for text, y, moved, formula in terms:
+    for text, y, trained, formula in terms:
         box(axes, 0.1, y - 0.5, 4.3, 1.1, f"{text}\n{formula}", "loss")
         for _, x, _ in parts:
-            if x in moved:
-                box(axes, x + 0.55, y - 0.35, 1.8, 0.8, "moves", "loss", 8)
+            if x in trained:
+                box(axes, x + 0.55, y - 0.35, 1.8, 0.8, "trains", "loss", 9)
             else:
-                axes.text(x + 1.45, y + 0.05, "no gradient", ha="center", va="center", fontsize=8)
+                axes.text(x + 1.45, y + 0.05, "no gradient", ha="center", va="center", fontsize=9)
     return axes
 
 

@@ -23,13 +23,15 @@ MEAN, STD = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IM
     given='''
     def network_parameters(channels, batch_norms, kernel=4):
         """Trainable parameters of len(channels) - 1 convolutions with bias, kernel x kernel, with
-        these numbers of channels in and out; the first `batch_norms` have a BatchNorm behind."""
+        these numbers of channels in and out; a BatchNorm follows each of the first
+        `batch_norms` convolutions."""
         ...
     ''',
     solution='''
     def network_parameters(channels, batch_norms, kernel=4):
         """Trainable parameters of len(channels) - 1 convolutions with bias, kernel x kernel, with
-        these numbers of channels in and out; the first `batch_norms` have a BatchNorm behind."""
+        these numbers of channels in and out; a BatchNorm follows each of the first
+        `batch_norms` convolutions."""
         total = 0
         for layer, (c_in, c_out) in enumerate(zip(channels, channels[1:])):
             total += kernel * kernel * c_in * c_out + c_out
@@ -77,7 +79,7 @@ def network_parameters(answer):
     "09",
     given='''
     def prepare(image, size):
-        """A PIL image of any shape -> normalised target, float32 (3, size, size), in which
+        """A PIL image of any shape -> normalized target, float32 (3, size, size), in which
         circles are circles."""
         from torchvision import transforms
 
@@ -92,7 +94,7 @@ def network_parameters(answer):
     ''',
     solution='''
     def prepare(image, size):
-        """A PIL image of any shape -> normalised target, float32 (3, size, size), in which
+        """A PIL image of any shape -> normalized target, float32 (3, size, size), in which
         circles are circles."""
         from torchvision import transforms
 
@@ -129,7 +131,7 @@ def prepare(answer):
         case, expected = f"a photograph of {width} x {height} pixels", (pixels - MEAN) / STD
         if isinstance(result, Tensor) and result.shape == expected.shape:
             if torch.allclose(result, pixels, atol=0.05):
-                raise Wrong("These are the pixels in [0, 1]: the normalisation is missing.")
+                raise Wrong("These are the pixels in [0, 1]: the normalization is missing.")
             others = (squashed - MEAN) / STD
             if width != height and torch.allclose(result, others, atol=0.1):
                 raise Wrong(
@@ -151,7 +153,7 @@ def _ramps(width: int, height: int) -> Image.Image:
     "09",
     given='''
     def rotated_target(image, degrees):
-        """Pixels in [0, 1], (3, S, S) -> the image rotated by an angle, as a normalised target.
+        """Pixels in [0, 1], (3, S, S) -> the image rotated by an angle, as a normalized target.
         A position that has no pixel gets the target value 0 in all three channels."""
         from torchvision.transforms.functional import rotate
 
@@ -161,7 +163,7 @@ def _ramps(width: int, height: int) -> Image.Image:
     ''',
     solution='''
     def rotated_target(image, degrees):
-        """Pixels in [0, 1], (3, S, S) -> the image rotated by an angle, as a normalised target.
+        """Pixels in [0, 1], (3, S, S) -> the image rotated by an angle, as a normalized target.
         A position that has no pixel gets the target value 0 in all three channels."""
         from torchvision.transforms.functional import rotate
 
@@ -172,7 +174,7 @@ def _ramps(width: int, height: int) -> Image.Image:
     hints=(
         "`rotate` fills what has no pixel with 0. Which target value does this 0 become here?",
         "There are two ways: another order of the two steps, or another value for `fill`.",
-        "A 0 that is filled in after the normalisation stays 0.",
+        "A 0 that is filled in after the normalization stays 0.",
     ),
 )
 def rotated_target(answer):
@@ -185,15 +187,15 @@ def rotated_target(answer):
         corners = result[outside].view(3, -1)
         if torch.allclose(corners, (-MEAN / STD).flatten(1).expand_as(corners), atol=1e-3):
             raise Wrong(
-                f"The corners are {corners.min():.1f}: black pixels, normalised. No sigmoid can "
+                f"The corners are {corners.min():.1f}: black pixels, normalized. No sigmoid can "
                 "produce this value."
             )
         if corners.std(1).max() < 1e-3 and corners.abs().max() > 1e-3:
             values = ", ".join(f"{value:.2f}" for value in corners[:, 0].tolist())
-            raise Wrong(f"The corners have the values {values}, not 0: the fill has a colour.")
+            raise Wrong(f"The corners have the values {values}, not 0: the fill has a color.")
         if torch.allclose(result, (image - MEAN) / STD, atol=1e-4):
-            raise Wrong("The image is not rotated any more.")
-    idea = "Look at the corners, and at the middle, separately."
+            raise Wrong("The image is not rotated.")
+    idea = "Look at the corners and at the middle separately."
     expect(result, expected, case, idea, atol=1e-3)
 
 
@@ -202,13 +204,13 @@ def rotated_target(answer):
     given='''
     def loss_lower_bound(images, mean, std):
         """Pixels in [0, 1], (B, 3, H, W) -> the lowest MSE, a float, that any decoder with a
-        sigmoid at its end can have against the normalised images. mean, std: (3, 1, 1)."""
+        sigmoid at its end can have against the normalized images. mean, std: (3, 1, 1)."""
         ...
     ''',
     solution='''
     def loss_lower_bound(images, mean, std):
         """Pixels in [0, 1], (B, 3, H, W) -> the lowest MSE, a float, that any decoder with a
-        sigmoid at its end can have against the normalised images. mean, std: (3, 1, 1)."""
+        sigmoid at its end can have against the normalized images. mean, std: (3, 1, 1)."""
         target = (images - mean) / std
         best = target.clamp(0, 1)
         return F.mse_loss(best, target).item()
@@ -238,7 +240,7 @@ def loss_lower_bound(answer):
             ),
             "This is the loss of an output of 0 everywhere.": target.square().mean(),
             "This is a sum. The MSE is the mean over all numbers.": (best - target).square().sum(),
-            "This is the error in pixels. The report's loss is taken on normalised values.": (
+            "This is the error in pixels. The report's loss is taken on normalized values.": (
                 ((best - target) * std).square().mean()
             ),
             "A sigmoid lies in [0, 1]. This is the bound for outputs in [-1, 1], as of tanh.": (
@@ -417,7 +419,7 @@ def prior_loss(answer):
                     logits.softmax(-1) @ codebook, codebook[codes]
                 ),
                 "The sign is wrong: this is the log-likelihood, which training would "
-                "minimise.": -expected,
+                "minimize.": -expected,
             }
             for message, other in found.items():
                 if result.shape == other.shape and torch.allclose(result, other, rtol=1e-4):
@@ -600,8 +602,8 @@ def vectors_of_codes(answer):
         result = answer(codes, codebook)
         if isinstance(result, Tensor) and result.shape == expected.shape:
             found = {
-                "The numbers are right, and their places are not: each vector is laid over the "
-                "positions of a few channels.": vectors.reshape(expected.shape),
+                "The numbers are right, but they stand at wrong positions: each vector is spread "
+                "over the positions of a few channels.": vectors.reshape(expected.shape),
                 "Rows and columns are exchanged.": expected.transpose(2, 3).reshape(expected.shape),
                 "The channels of the slots are interleaved: the slot's vector must stay in "
                 "one piece.": vectors.transpose(3, 4).flatten(3).permute(0, 3, 1, 2),
@@ -620,7 +622,7 @@ add_quiz(
         "all 10,015 images were used": "No. They would make 626 batches.",
         "about 90 % of the images were used for training": "Right: between 9,009 and 9,024 "
         "images, and 90 % of 10,015 are 9,013.5. That the rest was held out is a reading.",
-        "the images were split by lesion": "That cannot be told from the count alone.",
+        "the images were split by lesion": "The count alone does not show this.",
     },
 )
 
@@ -635,8 +637,8 @@ add_quiz(
         "coordinate of a vector: not a logit.",
         "(3) a sample from these probabilities": "Wrong. The number of a channel is used as a "
         "code, and codes 256 to 511 cannot occur.",
-        "(4) rounding": "Superfluous: the samples are integers.",
-        "(5) each index four times": "Ours: the notebook had to invent a step, because the "
+        "(4) rounding": "Not needed: the samples are integers.",
+        "(5) each index four times": "Our step: the notebook had to add one, because the "
         "report's 64 samples for an image are not 256 codes.",
         "(6) one-hot vectors of the indices": "Right. With the product of line (7) this is a table "
         "lookup, which needs no 4096 x 512 matrix.",
@@ -648,11 +650,11 @@ add_quiz(
 
 add_quiz(
     "09.3",
-    "All numbers are right, only their places are wrong. What will the decoder show?",
+    "All numbers are right, but they stand at wrong positions. What will the decoder show?",
     {
-        "the lesion, blurred": "No. Blur would need a mean over neighbouring positions.",
+        "the lesion, blurred": "No. Blur would need a mean over neighboring positions.",
         "the lesion, shifted or mirrored": "No. Then whole vectors would have to stay together.",
-        "nothing recognisable": "Right: a vector's 64 coordinates are spread over the 64 "
+        "nothing recognizable": "Right: a vector's 64 coordinates are spread over the 64 "
         "positions of one channel.",
     },
 )
@@ -662,10 +664,10 @@ add_quiz(
     "09.4",
     "You may ask the authors for one number only. Which one decides most?",
     {
-        "the training loss to more digits": "That number could not tell a network from one image "
-        "for all inputs.",
-        "the number of codes in use on held-out images": "A good choice: it shows a collapse at "
-        "once, and then everything behind the codebook is meaningless.",
+        "the training loss to more digits": "More digits would not show whether the output depends "
+        "on the input.",
+        "the number of codes in use on held-out images": "A good choice: it shows a collapse, "
+        "and the loss does not. The EMA reading ends near its lower bound with four codes in use.",
         "the number of parameters": "It is given, and it helped to reconstruct the model. It "
         "says nothing about results.",
     },

@@ -58,7 +58,7 @@ def _look_at_bytes(result: np.ndarray, codes: Tensor, bits: int, expected_length
         raise Wrong(f"Bytes have the dtype uint8, not {result.dtype}.")
     table = codes.numpy()[:, None] >> np.arange(bits) & 1
     if result.shape == (len(codes) * bits,):
-        raise Wrong("This is the table of bits, with one byte per bit. Pack eight of them a byte.")
+        raise Wrong("This is the table of bits, one byte per bit. Pack eight bits into a byte.")
     if result.shape == (len(codes),):
         raise Wrong(
             f"One byte per code: a byte has 8 bits and cannot hold a code of {bits} bits."
@@ -68,7 +68,7 @@ def _look_at_bytes(result: np.ndarray, codes: Tensor, bits: int, expected_length
     if result.shape == (len(codes) * -(-bits // 8),) and bits % 8:
         raise Wrong(
             f"{len(result)} bytes: each code starts a new byte. Expected {expected_length} bytes, "
-            "so codes have to cross the borders between bytes."
+            "so a code may begin in one byte and end in the next."
         )
     if np.array_equal(result, np.packbits(table.astype(np.uint8))):
         raise Wrong("Each code starts with its least significant bit: reverse the columns.")
@@ -390,8 +390,8 @@ def _look_at_restarted(new, again, state, vectors, is_dead) -> None:
 )
 def start_from_k_means(answer):
     k, d = 6, 4
-    centres = 30 * torch.randn(k, d)
-    vectors = (centres + torch.randn(40, k, d)).flatten(0, 1)
+    centers = 30 * torch.randn(k, d)
+    vectors = (centers + torch.randn(40, k, d)).flatten(0, 1)
     codebook, sums, sizes = answer(vectors, k)
     for name, value, shape in (
         ("codebook", codebook, (k, d)),
@@ -414,7 +414,7 @@ def start_from_k_means(answer):
         f"sums / sizes is {_text(mean[i])}."
     )
     if torch.allclose(sums, codebook):
-        raise Wrong(f"{detail} After the first EMA step the codebook is there, near 0.")
+        raise Wrong(f"{detail} The first EMA step moves the codebook vector there, near 0.")
     raise Wrong(f"{detail} In the EMA, sums / sizes is the codebook vector.")
 
 
@@ -463,7 +463,7 @@ def _look_at_vectors(result: Tensor, z: Tensor, d: int, case: str) -> None:
         "a vector holds every slots-th channel instead of consecutive ones.": z.unflatten(
             1, (d, -1)
         ).permute(0, 3, 4, 2, 1),
-        "the slots of one position must be neighbours: the order is (B, H, W, slots).": (
+        "the slots of one position must be neighbors: the order is (B, H, W, slots).": (
             split.permute(0, 1, 3, 4, 2)
         ),
     }
@@ -477,7 +477,7 @@ add_quiz(
     "Four codes occur 37, 1, 1 and 1 times. What is the perplexity?",
     {
         "4, because four codes are used": "No. It would be 4 if all four were equally frequent.",
-        "about 2.5": "No. Three codes have 2.5 % each: together they add only 0.35 to the entropy.",
+        "about 2.5": "No. The three rare codes have 2.5 % each: the entropy is only 0.35 nats.",
         "about 1.4": "Right. The entropy is 0.35 nats, and exp(0.35) is 1.42.",
         "below 1": "No. An entropy is never negative, so its exponential is at least 1.",
     },
@@ -489,7 +489,7 @@ add_quiz(
     "In the deep decoder, what happens far from a position whose four codes are replaced?",
     {
         "nothing changes": "No. Attention and group normalization connect all positions.",
-        "pixels change a little": "Right. The next figure shows how little.",
+        "pixels change a little": "Right. The next output shows how little.",
         "pixels change as much as nearby": "No. Nearby pixels change much more.",
     },
 )
@@ -497,9 +497,9 @@ add_quiz(
 
 add_quiz(
     "03.3",
-    "Nearly no code moves along with the image. What do the codes describe?",
+    "Almost no code shifts with the image. What do the codes describe?",
     {
-        "each code describes another position": "No. Then they would still move, in another order.",
+        "each code describes another position": "No. Then codes would still shift with it.",
         "each code describes all positions at once": "Right. A shift changes all of them.",
         "the encoder is not shift-equivariant": "No. Its convolutions have a total stride of 32.",
     },

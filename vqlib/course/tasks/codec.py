@@ -224,12 +224,6 @@ def _look_at_indices(indices, coefficients, patches, mean, components, step, cas
         raise Wrong(f"For {case}: a larger step should give smaller integers. Divide by the step.")
 
 
-def reference_highest_quality(encode, budget, header=0):
-    """(quality, file) of the best file within the budget, see the task `highest_quality`."""
-    files = ((quality, encode(quality)) for quality in range(100, -1, -1))
-    return next((each for each in files if len(each[1]) - header <= budget), None)
-
-
 @task(
     "06",
     given='''
@@ -259,7 +253,7 @@ def reference_highest_quality(encode, budget, header=0):
         "right even then?",
         "A scan over all 101 settings, from the highest to the lowest, may stop at the first file "
         "that fits.",
-        "The test is len(file) - header <= budget; after the loop nothing has fitted.",
+        "The test is len(file) - header <= budget. If the loop ends, no file fits: return None.",
     ),
 )
 def highest_quality(answer):
@@ -418,8 +412,9 @@ def reference_narrow(low, width, counts, symbol):
     ''',
     hints=(
         "The figure above shows two steps. What is the new width, as a fraction of the old one?",
-        "The new low lies behind the shares of all symbols before this one: sum(counts[:symbol]), "
-        "without the symbol itself. These shares are parts of the old width, not of 1.",
+        "The new low is the old one plus the shares of all symbols before this one: "
+        "sum(counts[:symbol]), without the symbol itself. These shares are parts of the old width, "
+        "not of 1.",
         "Multiply by the Fraction `width` first and divide last: an int divided by an int is a "
         "float, which is not exact.",
     ),
@@ -603,9 +598,9 @@ add_quiz(
     "06.3",
     "Which of the two models loses more PSNR by its quantizer?",
     {
-        "the conventional model": "No. Its five strided convolutions limit it already: it loses "
-        "0.3 dB only.",
-        "the deep model": "Right. Its network could reach 41.1 dB, and 288 bytes reduce this to "
+        "the conventional model": "No. Its network is the limit: without the quantizer it gains "
+        "only 0.3 dB.",
+        "the deep model": "Right. Without the quantizer it reaches 41.1 dB, with 288 bytes "
         "34.8 dB.",
         "both the same, because the quantizers are equal": "No. The loss depends on how much "
         "information the features carry.",

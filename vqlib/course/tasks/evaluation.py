@@ -199,9 +199,10 @@ def squared_mmd(answer):
         tolerance = 1e-4 * abs(expected) + 1e-4
         if abs(value - expected) <= tolerance:
             continue
-        for mistake, wrong in mistakes.items():
-            if abs(value - wrong) <= 1e-3 * abs(wrong) + 1e-4:
-                raise Wrong(f"For {case}: it looks as if {mistake}.")
+        # The nearest one, because the values of two mistakes can be similar by chance.
+        mistake, wrong = min(mistakes.items(), key=lambda item: abs(value - item[1]))
+        if abs(value - wrong) <= 1e-3 * abs(wrong) + 1e-4:
+            raise Wrong(f"For {case}: it looks as if {mistake}.")
         idea = "Mean over pairs within `a`, plus within `b`, minus twice the mean over mixed pairs."
         expect(value, expected, case, idea, rtol=1e-4, atol=1e-4)
 
@@ -220,7 +221,7 @@ def _kth(points: Tensor, others: Tensor, k: int) -> Tensor:
     def precision(real, generated, k=3):
         """Fraction of generated images inside a ball of a real image.
 
-        real: features (n, D). generated: features (m, D). k: number of the neighbour that
+        real: features (n, D). generated: features (m, D). k: number of the neighbor that
         defines the radius. Returns a number in [0, 1].
         """
         ...
@@ -229,7 +230,7 @@ def _kth(points: Tensor, others: Tensor, k: int) -> Tensor:
     def precision(real, generated, k=3):
         """Fraction of generated images inside a ball of a real image.
 
-        real: features (n, D). generated: features (m, D). k: number of the neighbour that
+        real: features (n, D). generated: features (m, D). k: number of the neighbor that
         defines the radius. Returns a number in [0, 1].
         """
         radius = torch.cdist(real, real).kthvalue(k + 1, dim=1).values  # (n,)
@@ -237,7 +238,7 @@ def _kth(points: Tensor, others: Tensor, k: int) -> Tensor:
         return float(inside.any(1).float().mean())
     ''',
     hints=(
-        "First the radius of each real image: the distance to its k-th nearest neighbour among "
+        "First the radius of each real image: the distance to its k-th nearest neighbor among "
         "the other real images. torch.cdist gives all distances.",
         "In torch.cdist(real, real) the smallest distance of each row is 0: that of the image to "
         "itself.",
@@ -264,14 +265,14 @@ def precision(answer):
         return float((distance <= _kth(r, r, k + 1)[index]).float().mean())
 
     mistakes = {
-        "an image is counted as its own first neighbour. The distance 0 of an image to itself "
-        "comes first, so the k-th neighbour is entry k + 1": lambda r, g, k: _inside(
+        "an image is counted as its own first neighbor. The distance 0 of an image to itself "
+        "comes first, so the k-th neighbor is entry k + 1": lambda r, g, k: _inside(
             g, r, _kth(r, r, k)
         ),
         "this is the recall, the fraction of real images in balls of generated "
         "images": lambda r, g, k: _inside(r, g, _kth(g, g, k + 1)),
         "the radius comes from the other set: it is the distance of a real image to its k-th "
-        "neighbour among the generated images. Use its neighbours among the real "
+        "neighbor among the generated images. Use its neighbors among the real "
         "ones": lambda r, g, k: _inside(g, r, _kth(r, g, k)),
         "the radius comes from the other set: each generated image has a radius of its own. The "
         "balls belong to the real images": lambda r, g, k: float(
@@ -304,8 +305,8 @@ add_quiz(
     "07.1",
     "Four of these images are generated. Which ones?",
     {
-        "1, 3, 6 and 8": "Right. What did you look at? Write it down: it is a hypothesis about "
-        "the set, and four images cannot test it.",
+        "1, 3, 6 and 8": "Right. What did you look at? Four images cannot show whether this "
+        "holds for the whole set.",
         "2, 4, 5 and 7": "No, these four are held-out lesions.",
         "1, 2, 7 and 8": "Two of them are: 1 and 8. The others are 3 and 6.",
     },
@@ -314,21 +315,21 @@ add_quiz(
 
 add_quiz(
     "07.2",
-    "Two sets of real lesions with 16 images each. Which distance says that they differ?",
+    "Two sets of real lesions have 16 images each. Which distance indicates that they differ?",
     {
         "the Fréchet distance": "Right. Its estimate is biased: it is far above 0 for small sets.",
         "the kernel distance": "No. Its mean is 0 here, and its standard error is large.",
-        "neither": "The kernel distance does not, but look at the Fréchet distance below.",
+        "neither": "The kernel distance does not, but the Fréchet distance does, see below.",
     },
 )
 
 
 add_quiz(
     "07.3",
-    "Which precision will the marginals have, in which nobody would see a lesion?",
+    "Which precision will the marginals have, which do not look like lesions?",
     {
-        "near 0": "No. Read on: one large ball is enough for an image to count.",
+        "near 0": "No. One large ball is enough for an image to count as realistic.",
         "about 0.2": "No, it is much higher.",
-        "above 0.7": "Right, and that is a warning about this measure.",
+        "above 0.7": "Right. Precision alone does not detect this defect.",
     },
 )

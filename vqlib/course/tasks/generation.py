@@ -312,7 +312,7 @@ def tempered(answer):
                 raise Wrong(f"For {case} the temperature has no effect on the result.")
             if torch.allclose(p, (logits * temperature).softmax(-1), atol=1e-5):
                 raise Wrong(
-                    f"For {case} the odds change the wrong way round: a low temperature should "
+                    f"For {case} the odds change in the wrong direction: a low temperature should "
                     "make the most probable code more probable."
                 )
             if not torch.allclose(p.sum(-1), torch.ones(p.shape[:-1]), atol=1e-4):
@@ -380,7 +380,7 @@ def nucleus(answer):
             if torch.allclose(q.sort(-1).values, expected.sort(-1).values, atol=1e-5):
                 if not torch.allclose(q, expected, atol=1e-5):
                     raise Wrong(
-                        f"For {case} the probabilities are right, but stand at other codes: undo "
+                        f"For {case} the probabilities are right, but belong to other codes: undo "
                         "the sorting."
                     )
         expect(q, expected, case, "Keep codes until their total reaches top_p.")
@@ -426,13 +426,13 @@ def guided_logits(answer):
             )
         raise Wrong(
             "For guidance = 0 the result is the unconditional distribution; it should be the "
-            "conditional one. Have the two exchanged their roles?"
+            "conditional one. Are the two arguments exchanged?"
         )
     for w in (0.0, 0.5, 2.0):
         result = answer(c, u, w)
         if torch.allclose(result.softmax(-1), (c - w * (c - u)).softmax(-1), atol=1e-5) and w:
             raise Wrong(
-                f"For guidance = {w} the result moves towards the unconditional distribution; it "
+                f"For guidance = {w} the result moves toward the unconditional distribution; it "
                 "should move away from it. Look at the sign."
             )
         mixed = (1 + w) * c.softmax(-1) - w * u.softmax(-1)
@@ -470,8 +470,8 @@ def guided_logits(answer):
         return log_likelihood.softmax(-1)
     ''',
     hints=(
-        "The smallest positive float32 is about 2 to the power of -149, of float64 -1074. How many "
-        "bits do 128 codes of about 7 bits need?",
+        "The smallest positive number is 2 to the power of -149 in float32, and of -1074 in "
+        "float64. How many bits do 128 codes of about 7 bits need?",
         "Multiplying all likelihoods of a row by one number does not change the weights. Which "
         "factor keeps the largest one in range?",
         "Subtract the smallest number of bits of each row before taking 2 to the power; or take "
@@ -521,9 +521,10 @@ add_quiz(
     "05.1",
     "Four images by greedy decoding, unconditional prior. What will they look like?",
     {
-        "Four very good lesions.": "No: as in the toy prior, the most probable step is not the "
-        "most typical course.",
-        "Four different bland images.": "Bland, yes. But where could a difference come from?",
+        "Four very good lesions.": "No. As in the toy prior, always taking the most probable code "
+        "does not give a typical result.",
+        "Four different bland images.": "Not quite. They are bland, but where could a "
+        "difference come from?",
         "Four times the same image.": "Right: greedy decoding uses no random numbers, and all "
         "four start from the same empty grid.",
     },
@@ -534,10 +535,11 @@ add_quiz(
     "05.2",
     "Lower half kept, upper half sampled in raster order. What happens at the boundary?",
     {
-        "Nothing: the sampler respects all kept codes.": "It leaves them unchanged, but no "
-        "sampled code depends on them, because they come later in the order.",
+        "Nothing: the sampler respects all kept codes.": "Not quite. It leaves them unchanged, "
+        "but no sampled code depends on them, because they come later in the order.",
         "The halves do not fit together.": "Right. The upper half is sampled as if nothing were "
         "below it.",
-        "It raises an error.": "No. The mask of the prior allows any input; it is just not used.",
+        "It raises an error.": "No. The kept codes are valid input, but a causal prior does not "
+        "use codes that come later.",
     },
 )

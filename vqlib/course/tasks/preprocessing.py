@@ -41,8 +41,8 @@ def _unanswered(result: Any) -> bool:
     ''',
     hints=(
         "`torch.bincount(labels, minlength=num_classes)` counts the images of each class.",
-        "All images of a class together weigh weight x count. This must be the same for each class "
-        "that occurs, and the sum over the classes must be N.",
+        "The total weight of a class is weight x count. It must be the same for each class that "
+        "occurs, and the sum over the classes must be N.",
         "With C classes that occur, the total of a class is N / C, so the weight is "
         "N / (C x count).",
     ),
@@ -75,7 +75,9 @@ def _look_at_weights(result: Tensor, counts: Tensor, inverse: Tensor) -> None:
         raise Wrong("A class without images gets an infinite weight or NaN. It should get 0.")
     if not torch.allclose(result.sum() * inverse, result * inverse.sum(), rtol=1e-3):
         if torch.allclose(result.sum() * counts, result * counts.sum(), rtol=1e-3):
-            raise Wrong("These weights are proportional to the counts: frequent classes gain more.")
+            raise Wrong(
+                "These weights are proportional to the counts: frequent classes get larger weights."
+            )
         if (result[counts == 0] > 0).any():
             raise Wrong("A class without images should get the weight 0.")
         return
@@ -92,7 +94,7 @@ def _look_at_weights(result: Tensor, counts: Tensor, inverse: Tensor) -> None:
         )
     raise Wrong(
         f"The ratios are right, but the mean weight over the images is {mean:.3g} instead of 1. "
-        "The loss, and with it the step of the optimizer, would be scaled by this factor."
+        "The loss would be scaled by this factor."
     )
 
 
@@ -579,13 +581,13 @@ def _draw(image: Tensor, result: Tensor, choice: int) -> None:
         return batches
     ''',
     hints=(
-        "A resumed epoch skips the first batches. What has their augmentation done to the "
-        "generator in the uninterrupted epoch?",
+        "A resumed epoch skips the first batches. How many random numbers has the generator given "
+        "before batch 2 in the uninterrupted epoch, and how many in the resumed one?",
         "Give each batch a generator of its own, whose seed depends on seed, epoch and the number "
         "of the batch. (Or choose the transforms of the whole epoch before the loop.)",
         "seed + epoch is the same for seed 0, epoch 1 and for seed 1, epoch 0. "
-        "`int(np.random.SeedSequence((seed, epoch, number + 1)).generate_state(1)[0])` makes one "
-        "seed of several numbers. The + 1 leaves (seed, epoch, 0) for the order.",
+        "`int(np.random.SeedSequence((seed, epoch, number + 1)).generate_state(1)[0])` hashes "
+        "several integers to one seed. The + 1 reserves (seed, epoch, 0) for the order.",
     ),
     hides=("vqlib.data.batches",),
 )
@@ -598,7 +600,7 @@ def epoch_batches(answer):
         raise NotAttempted
     if not torch.equal(torch.get_rng_state(), state):
         raise Wrong(
-            "The function uses or sets PyTorch's global random state, which the model uses too. "
+            "The function uses or sets PyTorch's global random state, which the model also uses. "
             "Use a torch.Generator."
         )
     _look_at_epoch(full, count, size)
@@ -614,7 +616,7 @@ def epoch_batches(answer):
         if not _same(full[start:], rest):
             raise Wrong(
                 f"With start={start}, the images are the same, but their transforms differ from "
-                "those of the uninterrupted epoch. On what do they depend?"
+                "those of the uninterrupted epoch. What do they depend on?"
             )
     for other_seed, other_epoch, name in (
         (seed, 4, "The next epoch has"),
@@ -670,11 +672,11 @@ add_quiz(
 
 add_quiz(
     "01.2",
-    "In HAM10000, 115 of 10,015 images are DF. How many batches of 16 contain no DF at all?",
+    "In HAM10000, 115 of 10,015 images are DF. What share of random batches of 16 has no DF image?",
     {
         "about 1 %": "No. 1.1 % is the share of DF among the images.",
-        "about half": "No. The expected number of DF in a batch is 16 x 0.0115 = 0.18.",
-        "about 83 %": "Right. With the share p it is (1 - p)^16, here 0.9885^16 = 0.83.",
+        "about 50 %": "No. The expected number of DF images in a batch is 16 x 0.0115 = 0.18.",
+        "about 83 %": "Right. With the share p of DF it is (1 - p)^16, here 0.9885^16 = 0.83.",
     },
 )
 
@@ -683,9 +685,11 @@ add_quiz(
     "01.3",
     "Which of the six can be undone exactly?",
     {
-        "all but Resize": "No. A rotation by an angle loses pixels and cuts off the corners.",
-        "the flips, ToTensor and Normalize": "Right, up to rounding. They move or rescale pixels.",
-        "the flips only": "Nearly: ToTensor and Normalize only rescale the values, x -> ax + b.",
+        "all but Resize": "No. A rotation by any angle loses pixels and cuts off the corners.",
+        "the flips, ToTensor and Normalize": "Right, up to rounding. They only permute pixels or "
+        "rescale their values.",
+        "the flips only": "Not only: ToTensor and Normalize can be undone, too. They rescale the "
+        "values, x -> ax + b.",
     },
 )
 
@@ -697,7 +701,7 @@ add_quiz(
         "-7": "No. A uint8 has no sign.",
         "0": "No. PyTorch and NumPy do not saturate.",
         "249": "Right. uint8 arithmetic is modulo 256, so dark pixels become bright.",
-        "an error": "No, and that makes it dangerous.",
+        "an error": "No. There is no error, so the mistake can go unnoticed.",
     },
 )
 
@@ -706,9 +710,10 @@ add_quiz(
     "01.5",
     "Which split estimates the accuracy for a new patient?",
     {
-        "by image, because its accuracy is higher": "No. A test should not be easier than reality.",
-        "by lesion": "Right. A new patient brings a lesion that is not in the training split.",
-        "both, on average": "No. One of them also rewards recognizing known lesions.",
+        "by image, because its accuracy is higher": "No. It is higher because the "
+        "classifier also recognizes lesions that it has seen.",
+        "by lesion": "Right. The lesion of a new patient is not in the training split.",
+        "both, on average": "No. The split by image makes the mean too high.",
     },
 )
 

@@ -96,7 +96,7 @@ def _name_the_wrong_bits(got: Tensor, logits: Tensor, codes: Tensor) -> None:
         return inputs, targets
     ''',
     hints=(
-        "Write down inputs and targets of a grid with the codes 5, 6, 7, 8, one below the other. "
+        "Write down the inputs and, below them, the targets of a grid with the codes 5, 6, 7, 8. "
         "Which input stands above the target 6?",
         "At step i the model may know the codes up to i - 1. The code i - 1 is the newest of them.",
         "The inputs are `start` and then all targets except the last: F.pad or torch.cat.",
@@ -123,7 +123,9 @@ def teacher_forcing(answer):
     ):
         if (inputs == targets).any():
             step = int((inputs == targets).any(0).nonzero()[0])
-            raise Wrong(f"At step {step} the input is the target itself: nothing to predict.")
+            raise Wrong(
+                f"At step {step} the input is the target itself, so nothing has to be predicted."
+            )
         if torch.equal(inputs[:, :-1], targets[:, 1:]):
             raise Wrong(
                 "The shift has the wrong direction: the input is the code after the target."
@@ -172,9 +174,9 @@ def inputs_as_found(codes: Tensor, start: int) -> tuple[Tensor, Tensor]:
         return mask
     ''',
     hints=(
-        "Start from zeros. Three assignments: rows above the centre, the centre row to the left of "
-        "the centre, and the centre itself.",
-        "The centre is a matrix (out, in). Compute the slot of each channel with torch.arange and "
+        "Start from zeros. Three assignments: rows above the center, the center row to the left of "
+        "the center, and the center itself.",
+        "The center is a matrix (out, in). Compute the slot of each channel with torch.arange and "
         "an integer division by the number of channels per slot.",
         "Compare in_slot[None, :] with out_slot[:, None]: < for mask A, <= for mask B.",
     ),
@@ -190,7 +192,7 @@ def causal_mask(answer):
             case = f"mask {kind}, {size[0]} -> {size[1]} channels, kernel {kernel}, {slots} slots"
             if isinstance(got, Tensor) and got.shape == expected[kind].shape:
                 _name_the_wrong_mask(got.float(), kind, expected, slots, case)
-            idea = "Rows above, then left in the row, then the slots at the centre."
+            idea = "Rows above, then left in the row, then the slots at the center."
             expect(got, expected[kind], case, idea)
 
 
@@ -213,11 +215,11 @@ def _name_the_wrong_mask(
     if torch.equal(got, expected["B" if kind == "A" else "A"]):
         raise Wrong(f"For {case}: this is the other mask. Which one may see the slot itself?")
     if got[:, :, center + 1 :].any():
-        raise Wrong(f"For {case}: a weight below the centre is not masked. Rows below come later.")
+        raise Wrong(f"For {case}: a weight below the center is not masked. Rows below come later.")
     if got[:, :, center, center + 1 :].any():
-        raise Wrong(f"For {case}: a weight to the right of the centre, in its row, is not masked.")
+        raise Wrong(f"For {case}: a weight to the right of the center, in its row, is not masked.")
     if not torch.equal(got[:, :, :center], right[:, :, :center]):
-        raise Wrong(f"For {case}: the rows above the centre are seen completely, by all slots.")
+        raise Wrong(f"For {case}: the rows above the center are seen completely, by all slots.")
     got, right = got[:, :, center, center], right[:, :, center, center]
     of_out, of_in = (torch.arange(n) * slots // n for n in right.shape)
     exchanged = of_out[:, None].lt(of_in) if kind == "A" else of_out[:, None].le(of_in)
@@ -226,7 +228,7 @@ def _name_the_wrong_mask(
     if not torch.equal(got, right):
         out, into = (got != right).nonzero()[0].tolist()
         raise Wrong(
-            f"For {case}: at the centre, the weight from input channel {into} to output channel "
+            f"For {case}: at the center, the weight from input channel {into} to output channel "
             f"{out} should be {right[out, into]:.0f}. To which slots do these channels belong?"
         )
 
@@ -285,7 +287,7 @@ def is_causal(answer):
         ("uses every code as the input of its own prediction", torch.ones(n, n).tril(), False),
         ("lets one output depend on its own code", leak((position, position)), False),
         ("lets a slot see the next slot of its position", leak((position, position + 1)), False),
-        ("lets a position see its right neighbour", leak((position, position + s)), False),
+        ("lets a position see its right neighbor", leak((position, position + s)), False),
         ("lets a position see the one below", leak((1, 1 + w * s)), False),
         ("lets the first output see the last code", leak((0, n - 1)), False),
         ("lets the last output see its own code", leak((n - 1, n - 1)), False),
@@ -398,7 +400,7 @@ _BLOCK = '''
             return self.vertical(F.pad(v_stack, (0, 0, 1, 0)))
 
         def left(self, h_stack):
-            """Horizontal features (B, 2p, H, W), from the left neighbour of each position."""
+            """Horizontal features (B, 2p, H, W), from the left neighbor of each position."""
             return self.horizontal(F.pad(h_stack, (1, 0))[..., :-1])
 
         def forward(self, v_stack, h_stack, conditional_bias):
@@ -463,10 +465,10 @@ def TwoStackBlock(answer):
             ("The residual connection of the horizontal stack is missing.", {"h_residual": False}),
             ("vertical_to_horizontal is missing: the rows above are not used.", {"v_to_h": 0.0}),
             ("The conditional bias is missing: the class is not used.", {"bias": 0.0}),
-            ("The left neighbour is missing from the sum.", {"left": 0.0}),
+            ("The left neighbor is missing from the sum.", {"left": 0.0}),
             ("The center layer is missing from the sum.", {"center": 0.0}),
             (
-                "The left neighbour is needed, not the position itself: self.left(h_stack).",
+                "The left neighbor is needed, not the position itself: self.left(h_stack).",
                 {"shift": False},
             ),
             ("horizontal_out is missing in the horizontal stack.", {"out": False}),
@@ -514,9 +516,9 @@ class _ReferenceBlock(nn.Module):
             return (first(a) * b.sigmoid()).flatten(1, 2)
 
         v_features = self.vertical(F.pad(v, (0, 0, 1, 0)))
-        neighbour = F.pad(h, (1, 0))[..., :-1] if shift else h
+        neighbor = F.pad(h, (1, 0))[..., :-1] if shift else h
         gated = gate(
-            left * self.horizontal(neighbour)
+            left * self.horizontal(neighbor)
             + center * self.center(h)
             + bias * conditional_bias
             + v_to_h * self.vertical_to_horizontal(v_features)
@@ -569,29 +571,34 @@ def drop_labels(answer):
             f"index of its own, {num_classes} here."
         )
     if (changed.all(1) | ~changed.any(1)).all():
-        raise Wrong("Within a batch all labels are dropped or none. Each needs its own chance.")
+        raise Wrong(
+            "Within a batch all labels are dropped or none. Each needs its own random number."
+        )
     share = float((got == num_classes).float().mean())
     if abs(share - p) > 0.06:
         keep = " That is 1 - p: is the comparison reversed?" if abs(share - 1 + p) < 0.06 else ""
         raise Wrong(f"For {case}: {share:.2f} of the labels were dropped.{keep}")
     again = answer(labels, num_classes, p)
     if torch.equal(got, again):
-        raise Wrong("Two calls drop the same labels; draw new random numbers in each call.")
+        raise Wrong("Two calls drop the same labels; each call needs new random numbers.")
     by_class = torch.stack(
         [(got[labels == c] == num_classes).float().mean() for c in labels.unique()]
     )
     if (by_class - p).abs().max() > 0.15:
-        raise Wrong("Some classes are dropped more often than others; the chance is the same.")
+        raise Wrong(
+            "Some classes are dropped more often than others; the probability must be the same."
+        )
 
 
 add_quiz(
     "04.1",
     "Will samples from the per-position marginals look like lesions?",
     {
-        "Yes, each code is as frequent as in lesions.": "Wrong. What occurs together? "
-        "Frequencies at single positions do not say it.",
-        "No, neighbouring codes do not fit together.": "Right. Borders break off everywhere.",
-        "No, they are as bad as random codes.": "Half right. Colour and brightness are typical, "
+        "Yes, each code is as frequent as in lesions.": "Wrong. Frequencies at single "
+        "positions do not say which codes occur together.",
+        "No, neighboring codes do not fit together.": "Right. Borders and colors do not continue "
+        "from one position to the next.",
+        "No, they are as bad as random codes.": "Half right. Color and brightness are typical, "
         "because the marginals know them.",
     },
 )

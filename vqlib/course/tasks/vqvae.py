@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,6 +25,66 @@ class _LargestTensor(TorchDispatchMode):
         if isinstance(result, Tensor):
             self.size = max(self.size, result.numel())
         return result
+
+
+class Codebooks(nn.Module):
+    """State of the quantizer that notebook 02 assembles: one codebook for each slot, its EMA, its
+    initialization from data, and restarts of unused codes. The start values and the random numbers
+    are those of `VectorQuantizer`.
+
+    Args:
+        num_embeddings: K.
+        embedding_dim: D.
+        slots: number of codebooks.
+    """
+
+    def __init__(self, num_embeddings: int = 512, embedding_dim: int = 64, slots: int = 4) -> None:
+        super().__init__()
+        self.num_embeddings, self.slots = num_embeddings, slots
+        vectors = torch.randn(slots, num_embeddings, embedding_dim)
+        self.register_buffer("codebook", vectors)
+        self.register_buffer("ema_sum", vectors.clone())
+        self.register_buffer("ema_cluster_size", torch.ones(slots, num_embeddings))
+        self.register_buffer("steps_unused", torch.zeros(slots, num_embeddings, dtype=torch.long))
+        self.register_buffer("initialized", torch.tensor(False))
+
+    @torch.no_grad()
+    def update(
+        self,
+        vectors: Tensor,
+        codes: Tensor,
+        ema_update: Callable[..., tuple[Tensor, Tensor, Tensor]],
+        decay: float = 0.99,
+        restart_after: int = 20,
+    ) -> None:
+        """One step of the EMA for each slot; codes unused for `restart_after` steps are restarted.
+
+        Args:
+            vectors: float (slots, N, D), the sub-vectors of a batch.
+            codes: int64 (slots, N).
+            ema_update: the function of the task of this name.
+        """
+        state = (self.codebook, self.ema_sum, self.ema_cluster_size)
+        for s in range(self.slots):
+            new = ema_update(*(old[s] for old in state), vectors[s], codes[s], decay)
+            for old, value in zip(state, new, strict=True):
+                old[s] = value
+            self.steps_unused[s] += 1
+            self.steps_unused[s, codes[s]] = 0
+        self.restart(self.steps_unused >= restart_after, vectors)
+
+    @torch.no_grad()
+    def restart(self, which: Tensor, vectors: Tensor) -> None:
+        """Replace the codebook vectors of a mask, bool (slots, K), by random ones of `vectors`,
+        float (slots, N, D)."""
+        if which.any():
+            # Generated on the CPU, so that every device gets the same order.
+            order = torch.rand(vectors.shape[:2]).argsort(1).to(vectors.device)
+            # With fewer vectors than codes, % starts again at the first.
+            order = order[:, torch.arange(self.num_embeddings) % order.shape[1]]
+            new = torch.stack([v[i] for v, i in zip(vectors, order, strict=True)])
+            self.codebook[which] = self.ema_sum[which] = new[which]
+            self.ema_cluster_size[which], self.steps_unused[which] = 1.0, 0
 
 
 def _differs(actual: Any, expected: Tensor) -> bool:
@@ -174,7 +235,7 @@ def to_slots(answer):
     if any(_equals(actual, wrong) for wrong in no_permute):
         raise Wrong(
             f"Each sub-vector should hold {dim} channels of one position, but here it holds "
-            f"{dim} neighbouring values of one channel. The shape alone does not show this: the "
+            f"{dim} neighboring values of one channel. The shape alone does not show this: the "
             "channels must be the last dimension before the reshape."
         )
     interleaved = torch.stack([z[:, s::slots].permute(0, 2, 3, 1).flatten(0, 2) for s in range(3)])
@@ -586,9 +647,9 @@ add_quiz(
     {
         "a small but nonzero gradient": "No. The output is constant in z except where the nearest "
         "vector changes, and there it jumps: the derivative is zero almost everywhere.",
-        "a random one": "No. PyTorch computes exact derivatives of what it records.",
+        "a random gradient": "No. PyTorch computes exact derivatives of the operations it records.",
         "none": "Right. The index comes from argmin, which has no derivative: PyTorch records no "
-        "connection between the output and z.",
+        "path from the output to z.",
     },
 )
 
@@ -596,14 +657,14 @@ add_quiz(
 add_quiz(
     "02.2",
     "Someone first computes q = straight_through(z, q), and afterwards the codebook loss "
-    "F.mse_loss(q, z.detach()). What does this loss move?",
+    "F.mse_loss(q, z.detach()). What does this loss train?",
     {
         "the codebook, as it should": "No. In straight_through the codebook vectors are "
         "detached, so nothing computed from its result has a gradient at the codebook.",
         "the encoder": "Right. The result of straight_through has its gradient at z: 2 (e - z) / n "
-        "here. Descent therefore pushes z away from e, with weight 1, against 0.25 of the "
-        "commitment loss. The codebook never learns. The symptom is a vq_loss that explodes, while "
-        "the reconstruction loss falls.",
+        "here. A descent step therefore pushes z away from e with weight 1, and the commitment "
+        "loss pulls it back with weight 0.25 only. The codebook never learns. The symptom is a "
+        "vq_loss that explodes while the reconstruction loss falls.",
         "nothing": "Not quite: the result of straight_through has a gradient, at z.",
     },
 )
