@@ -25,21 +25,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.transforms.functional import gaussian_blur
 
 from vqlib import EncodedDataset, load_model, load_pretrained, open_dataset, sample
 from vqlib.checkpoints import PRETRAINED
 from vqlib.codes import encode_dataset
 from vqlib.data import dihedral_transform
 from vqlib.evaluation.features import EfficientNetLite0, PixelStatistics
-from vqlib.evaluation.generation import (
+from vqlib.evaluation.generation import blurred, decode_codes
+from vqlib.evaluation.results import load_results, save_results
+from vqlib.evaluation.set_measures import (
+    density_coverage,
     frechet_distance,
     kernel_distance,
     nearest_training,
     precision_recall,
+    two_sample_accuracy,
 )
-from vqlib.evaluation.results import load_results, save_results
-from vqlib.evaluation.set_measures import density_coverage, two_sample_accuracy
 from vqlib.metrics import predict_images
 
 NULL_DIVISIONS = 50
@@ -65,11 +66,6 @@ def measure(real: Tensor, other: Tensor) -> dict[str, float]:
         "two_sample_accuracy": accuracy,
         "two_sample_accuracy_error": accuracy_error,
     }
-
-
-def blurred(images: Tensor, sigma: float) -> Tensor:
-    """sigma in pixels."""
-    return gaussian_blur(images, 2 * round(3 * sigma) + 1, sigma)
 
 
 def recolored(images: Tensor, shift: float) -> Tensor:
@@ -136,8 +132,7 @@ class Calibration:
         }
 
     def decoded(self, codes: Tensor) -> Tensor:
-        images = [(255 * self.vqvae.decode(part)).round().byte() for part in codes.split(32)]
-        return torch.cat(images)
+        return decode_codes(self.vqvae, codes)
 
     def sets(self) -> Iterator[tuple[str, float, Callable[[], Tensor]]]:
         """Kind of defect, its amount, and a function that makes the images."""

@@ -38,8 +38,8 @@ from vqlib.beyond.masked_transformer import MaskedTransformer
 from vqlib.checkpoints import PRETRAINED
 from vqlib.codes import encode_dataset
 from vqlib.evaluation.features import EfficientNetLite0
-from vqlib.evaluation.generation import kernel_distance
 from vqlib.evaluation.results import load_results, save_results
+from vqlib.evaluation.set_measures import kernel_distance
 from vqlib.metrics import code_bits, predict_images
 from vqlib.pixelcnn import PixelCNN
 

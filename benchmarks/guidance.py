@@ -19,8 +19,8 @@ from torch import Tensor
 
 from vqlib import CLASSES, load_model, load_pretrained, open_dataset, sample
 from vqlib.checkpoints import PRETRAINED
-from vqlib.evaluation.generation import kernel_distance, precision_recall
 from vqlib.evaluation.results import save_results
+from vqlib.evaluation.set_measures import kernel_distance, precision_recall
 from vqlib.lesions.classifier import balanced_accuracy
 from vqlib.metrics import predict_images
 

@@ -9,15 +9,20 @@ from torchmetrics.image.fid import _compute_fid
 from torchmetrics.image.kid import maximum_mean_discrepancy
 
 from vqlib import VQVAE, DataError, PixelCNN, encode_dataset, open_dataset
-from vqlib.evaluation.generation import (
-    KERNEL_DISTANCE_FACTOR,
+from vqlib.evaluation.features import (
+    EfficientNetLite0,
     Inception,
-    evaluate_samples,
+    PixelStatistics,
+    lite0_is_installed,
+)
+from vqlib.evaluation.generation import blurred, evaluate_samples, samples_table
+from vqlib.evaluation.set_measures import (
+    density_coverage,
     frechet_distance,
     kernel_distance,
     nearest_training,
     precision_recall,
-    samples_table,
+    two_sample_accuracy,
 )
 from vqlib.lesions.classifier import LesionClassifier, balanced_accuracy
 from vqlib.metrics import predict_images
@@ -72,6 +77,61 @@ def test_precision_and_recall_detect_a_missing_mode_and_outliers():
     assert precision < 0.3 and recall > 0.8
 
 
+def test_density_ignores_an_outlier_that_makes_precision_high():
+    """The neighborhood of one far real image contains all of the garbage."""
+    torch.manual_seed(0)
+    real = torch.cat([torch.randn(300, 2), torch.tensor([[50.0, 0.0]])])
+    garbage = torch.randn(300, 2) + torch.tensor([20.0, 0.0])
+    assert precision_recall(real, garbage, k=5)[0] == 1.0
+    density, coverage = density_coverage(real, garbage)
+    assert density == pytest.approx(1 / 5) and coverage == pytest.approx(1 / 301)
+
+
+def test_density_and_coverage_of_equal_distributions_and_of_a_missing_mode():
+    torch.manual_seed(0)
+    real = torch.randn(500, 4)
+    density, coverage = density_coverage(real, torch.randn(500, 4))
+    assert density == pytest.approx(1, abs=0.15) and coverage == pytest.approx(1 - 2**-5, abs=0.03)
+    _, coverage = density_coverage(real, 0.1 * torch.randn(500, 4))
+    assert coverage < 0.3
+
+
+@pytest.mark.parametrize("d", [5, 400])  # fewer features than images, and more
+def test_two_sample_accuracy_is_half_for_equal_distributions_and_one_for_separate_ones(d):
+    torch.manual_seed(0)
+    a, b = torch.randn(200, d), torch.randn(100, d)
+    accuracy, error = two_sample_accuracy(a, b)
+    assert 0.02 < error < 0.05 and accuracy == pytest.approx(0.5, abs=3 * error)
+    b[:, :5] += 8
+    assert two_sample_accuracy(a, b)[0] > 0.97
+    # A constant feature has no effect, and the classifier that always says "a" is right in half.
+    assert two_sample_accuracy(torch.zeros(40, 2), torch.zeros(20, 2))[0] == 0.5
+
+
+def test_pixel_statistics_see_blur_in_the_high_frequencies_and_color_in_the_means():
+    images = torch.randint(256, (12, 3, 64, 64), dtype=torch.uint8)
+    statistics = PixelStatistics()
+    of = lambda images: predict_images(statistics, images, return_features=True)  # noqa: E731
+    statistics.fit(of(images))
+    assert of(images).mean(0).abs().max() < 1e-3
+    torch.testing.assert_close(of(images).std(0), torch.ones(18), rtol=1e-3, atol=1e-3)
+    change = of(blurred(images, 1.0)).mean(0)
+    assert change[11] < 10 * change[5] < 0 and change[12:15].abs().max() < 1
+    darker = of((images * 0.9).byte()).mean(0)
+    assert (darker[12:15] < -3).all()
+
+
+def test_efficientnet_features_or_the_way_to_get_them(monkeypatch):
+    images = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8)
+    if lite0_is_installed():
+        features = predict_images(EfficientNetLite0(), images, return_features=True)
+        assert features.shape == (2, 1280) and features.isfinite().all()
+    monkeypatch.setattr("vqlib.evaluation.features.LITE0_PACKAGES", ("no_such_package",) * 2)
+    assert not lite0_is_installed()
+    with pytest.raises(DataError, match="pip install no_such_package"):
+        EfficientNetLite0()
+
+
 def test_nearest_training_finds_planted_copies():
     torch.manual_seed(0)
     train, held_out, samples = (torch.randn(n, 8) for n in (500, 300, 200))
@@ -108,21 +168,23 @@ def test_classifier_accepts_any_size():
 def test_evaluate_samples_returns_json_and_detects_copies(tmp_path, monkeypatch):
     """All rows survive JSON; samples that are copies of training images are detected."""
     monkeypatch.setenv("VQLIB_HOME", str(tmp_path))
-    data = open_dataset(lesions=60)
+    data = open_dataset(lesions=230)
     vqvae, prior = VQVAE(data_init=False).eval(), PixelCNN(conv_filters=8, blocks=1).eval()
     colors = lambda images: torch.nn.functional.adaptive_avg_pool2d(images, 2)  # noqa: E731
     as_codes = lambda images: (511 * colors(images)).long().movedim(1, -1)  # noqa: E731
     monkeypatch.setattr(vqvae, "encode", lambda x: as_codes(x)[..., [0, 1, 2, 0]])
     encoded = encode_dataset(vqvae, data, size=64)
     classifier = LesionClassifier().eval()
-    arguments = (data, encoded, vqvae, prior, classifier)
+    arguments = (data, encoded, vqvae, prior, {"lesion classifier": classifier}, classifier)
     result = json.loads(json.dumps(evaluate_samples(*arguments, size=64)))
     n = result["n"]
-    assert n == min(len(encoded.split.val), len(encoded.split.test)) > 4
-    assert list(result["rows"])[:3] == ["real, another split", "reconstructions", "samples"]
-    assert result["diversity"]["distinct_grids"] == n
-    assert result["rows"]["samples"]["images"] == KERNEL_DISTANCE_FACTOR * n
-    assert "precision" in samples_table(result)
+    assert n == min(len(encoded.split.val), len(encoded.split.test)) >= 20
+    assert list(result["rows"]) == ["lesion classifier", "pixel statistics"]
+    rows = result["rows"]["pixel statistics"]
+    assert rows["real, blurred by 2 px"]["coverage"] < rows["real, another split"]["coverage"]
+    assert "samples" in result["rows_against_reconstructions"]["lesion classifier"]
+    assert sum(n for _, n in result["found"]["samples"].values()) == result["distinct_grids"] == n
+    assert "told apart" in samples_table(result)
     copies = encoded.codes[encoded.split.train[:n]]
     monkeypatch.setattr("vqlib.evaluation.generation.sample", lambda *_, **__: copies)
     assert evaluate_samples(*arguments, size=64)["near_copies"]["codes"]["minimum_distance"] == 0.0
@@ -140,6 +202,9 @@ def test_evaluate_samples_returns_json_and_detects_copies(tmp_path, monkeypatch)
     )
     with pytest.raises(ValueError, match="held-out"):
         evaluate_samples(*arguments, size=64, split="train")
+    encoded.split = encoded.split._replace(val=encoded.split.val[:19])
+    with pytest.raises(ValueError, match="at least 20 images each, got 19"):
+        evaluate_samples(*arguments, size=64)
 
 
 def test_inception_features_and_error_if_its_weights_cannot_be_downloaded(monkeypatch):
@@ -150,6 +215,6 @@ def test_inception_features_and_error_if_its_weights_cannot_be_downloaded(monkey
     def no_connection(**_):
         raise URLError("no connection")
 
-    monkeypatch.setattr("vqlib.evaluation.generation.inception_v3", no_connection)
+    monkeypatch.setattr("vqlib.evaluation.features.inception_v3", no_connection)
     with pytest.raises(DataError, match=r"no connection.*pretrained lesion classifier"):
         Inception()

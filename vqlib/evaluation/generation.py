@@ -1,207 +1,53 @@
-"""Metrics for generated images: distances between sets, precision and recall, near-copies.
+"""Evaluation of generated images as a set, beside reference sets and sets with known defects.
 
-A generated image has no reference image, so the set of samples is compared with a set of real
-images that no model was trained on. All distances compare features of a network, such as
-`LesionClassifier`. Their values have no meaning in isolation: `evaluate_samples` reports them
-together with the distance between two sets of *real* lesions, and with baselines. `results` adds
-them to the results table.
-
-Papers: FID: Heusel et al. (2017), arXiv:1706.08500; KID: Binkowski et al. (2018), arXiv:1801.01401;
-precision and recall: Kynkaanniemi et al. (2019), arXiv:1904.06991; Inception v3: Szegedy et al.
-(2016), arXiv:1512.00567.
+A generated image has no original with which it could be compared, so the set of samples is compared
+with a set of real images that no model was trained on, by the measures of `set_measures` in the
+features of `features`. Their values have no meaning in isolation: `evaluate_samples` reports them
+together with the values of a second set of real images and of blurred ones. Which measures respond
+to which defects is measured by `benchmarks/calibration.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import inception_v3
-from torchvision.transforms.functional import normalize
+from torchvision.transforms.functional import gaussian_blur
 
-from ..checkpoints import DataError
 from ..codes import EncodedDataset
 from ..data import ImageDataset, Pixels, dihedral_transform, to_float
 from ..metrics import FeatureExtractor, predict_images
 from ..pixelcnn import PixelCNN
 from ..sampling import sample
-from ..vqvae import IMAGENET_MEAN, IMAGENET_STD, VQVAE
+from ..vqvae import VQVAE
+from .features import PixelStatistics
+from .set_measures import density_coverage, kernel_distance, nearest_training, two_sample_accuracy
+
+MIN_IMAGES = 20  # of each held-out split; neighborhoods and folds need some images
+MIN_CLASS_IMAGES = 50  # for the kernel distance within a class
 
 
-def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """Frechet distance between normal distributions with the means and covariances of two sets.
-
-    |mean_a - mean_b|^2 + trace(cov_a + cov_b - 2 (cov_a cov_b)^(1/2)), Heusel et al., "GANs Trained
-    by a Two Time-Scale Update Rule" (2017), arXiv:1706.08500, section 4; called FID if the features
-    are Inception's. The estimate is biased: for two samples of the *same* distribution it is above
-    0, about D (D + 5) / (2n) for D uncorrelated features of variance 1 and samples of n images, and
-    less for correlated features. Compare only sets of equal size.
-
-    Args:
-        a, b: float (n, D) and (m, D), features.
-    """
-    a, b = a.double(), b.double()
-    cov_a, cov_b = a.T.cov(), b.T.cov()
-    values, vectors = torch.linalg.eigh(cov_a)
-    sqrt_cov_a = vectors * values.clamp_min(0).sqrt() @ vectors.T
-    # The eigenvalues of cov_a cov_b are those of this symmetric matrix.
-    eigenvalues = torch.linalg.eigvalsh(sqrt_cov_a @ cov_b @ sqrt_cov_a).clamp_min(0)
-    mean_distance = (a.mean(0) - b.mean(0)).square().sum()
-    return float(mean_distance + cov_a.trace() + cov_b.trace() - 2 * eigenvalues.sqrt().sum())
+def compare_sets(real: Tensor, other: Tensor) -> dict[str, float]:
+    """The measures that respond to defects, for features (n, D) and (m, D) of two sets."""
+    distance, error = kernel_distance(real, other)
+    density, coverage = density_coverage(real, other)
+    accuracy, accuracy_error = two_sample_accuracy(real, other)
+    return {
+        "images": len(other),
+        "kernel_distance": distance,
+        "standard_error": error,
+        "density": density,
+        "coverage": coverage,
+        "two_sample_accuracy": accuracy,
+        "two_sample_accuracy_error": accuracy_error,
+    }
 
 
-def kernel_distance(a: Tensor, b: Tensor) -> tuple[float, float]:
-    """Unbiased estimate of the squared maximum mean discrepancy, with kernel (x.y / D + 1)^3.
-
-    Binkowski et al., "Demystifying MMD GANs" (2018), arXiv:1801.01401, section 3; called KID if the
-    features are Inception's. Its mean over samples of the same distribution is 0, so that single
-    values can be negative.
-
-    Args:
-        a, b: float (n, D) and (m, D), features.
-
-    Returns:
-        The distance and its standard error (jackknife: leaving out one image at a time).
-    """
-
-    def kernel(x: Tensor, y: Tensor) -> Tensor:
-        return (x @ y.T / x.shape[1] + 1) ** 3
-
-    a, b = a.double(), b.double()
-    n, m = len(a), len(b)
-    k_ab = kernel(a, b)
-    k_aa, k_bb = kernel(a, a).fill_diagonal_(0), kernel(b, b).fill_diagonal_(0)
-    aa, bb, ab = k_aa.sum(), k_bb.sum(), k_ab.sum()
-
-    def distance(aa: Tensor, bb: Tensor, ab: Tensor, n: int, m: int) -> Tensor:
-        return aa / (n * (n - 1)) + bb / (m * (m - 1)) - 2 * ab / (n * m)
-
-    leave_out_a = distance(aa - 2 * k_aa.sum(1), bb, ab - k_ab.sum(1), n - 1, m)
-    leave_out_b = distance(aa, bb - 2 * k_bb.sum(1), ab - k_ab.sum(0), n, m - 1)
-    variance = sum(
-        (len(x) - 1) * (x - x.mean()).square().mean() for x in (leave_out_a, leave_out_b)
-    )
-    return float(distance(aa, bb, ab, n, m)), float(variance**0.5)
-
-
-def precision_recall(real: Tensor, generated: Tensor, k: int = 3) -> tuple[float, float]:
-    """Improved precision and recall of a set of generated images.
-
-    Precision is the fraction of generated images inside the manifold of the real ones, recall the
-    fraction of real images inside the manifold of the generated ones. An image is inside the
-    manifold of a set if its distance to one of the set's images is at most the distance of that
-    image to its k-th nearest neighbor in the set. Kynkaanniemi et al., "Improved Precision and
-    Recall Metric for Assessing Generative Models" (2019), arXiv:1904.06991, section 2. Values for
-    sets of different sizes can't be compared.
-
-    Args:
-        real, generated: float (n, D), features.
-        k: number of the neighbor that defines the radius.
-
-    Returns:
-        Precision (how realistic the samples are) and recall (how much of the real distribution they
-        cover), both in [0, 1].
-    """
-
-    def fraction_inside(points: Tensor, manifold: Tensor) -> float:
-        # k + 1, because the smallest distance is that of the image to itself, 0.
-        radius = torch.cdist(manifold, manifold).kthvalue(k + 1).values
-        return float((torch.cdist(points, manifold) <= radius).any(1).float().mean())
-
-    return fraction_inside(generated, real), fraction_inside(real, generated)
-
-
-@dataclass
-class NearestTraining:
-    """Distances of generated and held-out images to their nearest training image."""
-
-    sample_distances: Tensor  # (n,) of generated images
-    held_out_distances: Tensor  # (m,) of real images that were not used for training
-    nearest: Tensor  # int64 (n,), index of the nearest training image of each generated one
-
-    @property
-    def threshold(self) -> float:
-        """1 % quantile of the held-out images' distances."""
-        return float(self.held_out_distances.quantile(0.01))
-
-    @property
-    def near_copy_fraction(self) -> float:
-        """Fraction of generated images below the threshold; about 0.01 without copying."""
-        return float((self.sample_distances < self.threshold).float().mean())
-
-    @property
-    def expected_upper_limit(self) -> float:
-        """0.01 plus two standard errors of a fraction of n samples with this expectation.
-
-        The sampling error of the threshold itself is not included: the quantile of 600 held-out
-        images rests on 6 of them.
-        """
-        return 0.01 + 2 * (0.01 * 0.99 / len(self.sample_distances)) ** 0.5
-
-
-def nearest_training(train: Tensor, held_out: Tensor, samples: Tensor) -> NearestTraining:
-    """Distance of each image to its nearest training image, minimized over several views.
-
-    Args:
-        train: features, float (N, D), compared by Euclidean distance; or codes, int64
-            (N, h, w, slots), compared by the fraction of codes that differ.
-        held_out, samples: (V, n, ...), features or codes of V views of each image, such as its
-            eight dihedral transforms.
-    """
-
-    def pairwise_distances(view: Tensor) -> Tensor:
-        if view.is_floating_point():
-            return torch.cdist(view, train)
-        # p = 0 counts the codes that differ.
-        differing = torch.cdist(view.flatten(1).float(), train.flatten(1).float(), p=0)
-        return differing / train[0].numel()
-
-    def nearest_over_views(views: Tensor) -> tuple[Tensor, Tensor]:
-        distances, indices = zip(*(pairwise_distances(view).min(1) for view in views), strict=True)
-        best = torch.stack(distances).min(0)
-        return best.values, torch.stack(indices).gather(0, best.indices[None])[0]
-
-    distances, nearest = nearest_over_views(samples)
-    return NearestTraining(distances, nearest_over_views(held_out)[0], nearest)
-
-
-class Inception(nn.Module):
-    """The usual feature extractor: Inception v3 trained on ImageNet, from torchvision.
-
-    The weights (104 MB) are downloaded at the first use. Distances in its features can't be
-    compared with published FID values, which are computed with other weights and preprocessing.
-
-    Args:
-        weights: name of torchvision's weights; None: random weights.
-
-    Raises:
-        DataError: the weights can't be downloaded.
-    """
-
-    def __init__(self, weights: str | None = "IMAGENET1K_V1") -> None:
-        super().__init__()
-        try:
-            self.net = inception_v3(weights=weights, init_weights=False)
-        except OSError as error:  # no connection, or the disk is full
-            raise DataError(
-                f"the weights of Inception can't be downloaded ({error}): connect to the internet, "
-                "or use the pretrained lesion classifier"
-            ) from error
-        self.net.fc = nn.Identity()
-
-    def extract_features(self, images: Tensor) -> Tensor:
-        """Input of the last layer, float (B, 2048), for images, float (B, 3, S, S) in [0, 1]."""
-        images = F.interpolate(images, (299, 299), mode="bilinear", antialias=True)
-        return self.net(normalize(images, IMAGENET_MEAN, IMAGENET_STD))
-
-
-# Factor by which more samples are used for the kernel distance: its estimate is unbiased for every
-# n, and a larger n reduces its standard error.
-KERNEL_DISTANCE_FACTOR = 4
+def blurred(images: Tensor, sigma: float) -> Tensor:
+    """Images (n, 3, S, S), blurred by a Gaussian of standard deviation `sigma` pixels."""
+    return gaussian_blur(images, 2 * round(3 * sigma) + 1, sigma)
 
 
 @torch.inference_mode()
@@ -210,40 +56,49 @@ def evaluate_samples(
     encoded: EncodedDataset,
     vqvae: VQVAE,
     prior: PixelCNN,
-    extractor: FeatureExtractor,
+    extractors: Mapping[str, FeatureExtractor],
+    classifier: nn.Module | None = None,
     *,
     size: int = 256,
     split: str = "val",
+    decoders: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
     other_sets: Mapping[str, Callable[[int], Tensor]] | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Compare samples of the prior, and several reference sets, with held-out real images.
 
-    Every set is compared with the real images of `split` and has the same number of images. Only
-    for the kernel distance of the samples, `KERNEL_DISTANCE_FACTOR` times as many are generated.
-    The reference sets are the real images of the other held-out split (distance between two sets of
-    real lesions), their reconstructions (effect of the VQ-VAE alone), samples from the per-position
-    marginals (effect of ignoring the dependencies between codes), and `other_sets`. The samples are
-    generated for the class labels of the real images, with the default options of `sample`.
+    All sets have the same number of images. Reference sets: the real images of the other held-out
+    split (two sets of real images), the same, blurred by 1 and 2 px (a known defect), their
+    reconstructions (effect of the VQ-VAE alone), samples from the per-position marginals (effect of
+    ignoring the dependencies between codes), and `other_sets`. Sets that are decoded from codes are
+    also compared with the reconstructions of the real images, which isolates the prior. The samples
+    are generated for the class labels of the real images, with the default options of `sample`.
 
     Args:
         data: the images.
         encoded: codes of `data`, computed by `vqvae`, with a split by lesion.
         vqvae, prior: models in eval() mode.
-        extractor: computes the features.
+        extractors: name -> model that computes the features; `PixelStatistics` are added.
+        classifier: returns logits for the classes of `data`, for the fraction of images of each
+            class in which it predicts this class. None: not measured.
         size: pixels of a side.
-        split: "val" or "test"; the other one is the second set of real lesions. `train_prior`
+        split: "val" or "test"; the other one is the second set of real images. `train_prior`
             selects the prior's epoch on val, so only test is free of this selection.
+        decoders: name -> function of decoded images, float (n, 3, S, S), that returns other images
+            of the same shape, such as `beyond.RealisticDecoder.sample`.
         other_sets: name -> function of n that returns n more images, uint8 (n, 3, S, S).
         progress: called with a text after each step.
 
     Returns:
-        JSON-compatible results: "n"; "rows" (name -> metrics; "images" is the number of images used
-        for the kernel distance); "near_copies" of training images in any of the eight orientations,
-        by features and by codes; "diversity".
+        JSON-compatible results: "n"; "rows" and "rows_against_reconstructions" (extractor -> name
+        -> measures, see `compare_sets`); "classes" (class -> extractor -> kernel distance of its
+        samples to its reconstructions, with standard error), for classes with at least
+        `MIN_CLASS_IMAGES` images; "found" (set -> class -> [fraction, number of images]);
+        "near_copies", see `search_near_copies`; "distinct_grids".
 
     Raises:
-        ValueError: `split` is neither "val" nor "test".
+        ValueError: `split` is neither "val" nor "test", or one of them has less than `MIN_IMAGES`
+            images.
     """
     if split not in ("val", "test"):
         raise ValueError(
@@ -253,30 +108,124 @@ def evaluate_samples(
     parts = encoded.split
     real, other = (parts.val, parts.test) if split == "val" else (parts.test, parts.val)
     n = min(len(real), len(other))
+    if n < MIN_IMAGES:
+        raise ValueError(f"val and test need at least {MIN_IMAGES} images each, got {n}")
     generator = torch.Generator().manual_seed(0)
     real = real[torch.randperm(len(real), generator=generator)[:n]]
     other = other[torch.randperm(len(other), generator=generator)[:n]]
     pixels = data.pixels(size)
     train = encoded.codes[parts.train]
-
     labels = data.labels[real]
-    shape, device = train.shape[1:], next(vqvae.parameters()).device
+    shape = train.shape[1:]
 
-    def generate() -> Tensor:
-        codes = sample(prior, n, labels, generator=generator, grid=tuple(shape[:2]))
-        return codes.cpu()
-
-    samples = generate()
+    samples = sample(prior, n, labels, generator=generator, grid=tuple(shape[:2])).cpu()
     image_index = torch.randint(len(train), (n, *shape), generator=generator)
-    further_samples = [generate() for _ in range(KERNEL_DISTANCE_FACTOR - 1)]
+    # At each position and slot, the code of another random training image.
+    from_marginals = train.gather(0, image_index)
     progress("sampled")
 
-    def decoded(codes: Tensor) -> Tensor:
-        images = (vqvae.decode(part.to(device)) for part in codes.split(32))
-        return torch.cat([(255 * batch).round().byte().cpu() for batch in images])
+    def decoded(codes: Tensor, then: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        return decode_codes(vqvae, codes, then)
 
-    def features_of(images: Pixels | Tensor) -> Tensor:
-        return predict_images(extractor, images, return_features=True)
+    statistics = PixelStatistics()
+    statistics.fit(predict_images(statistics, pixels[real], return_features=True))
+    extractors = {**extractors, "pixel statistics": statistics}
+
+    def features_of(images: Pixels | Tensor) -> dict[str, Tensor]:
+        return {
+            name: predict_images(extractor, images, return_features=True)
+            for name, extractor in extractors.items()
+        }
+
+    first = next(iter(extractors.values()))
+    near_copies = search_near_copies(vqvae, first, train, encoded.codes[real], samples)
+    progress("near-copies")
+    reconstructed, sampled = decoded(encoded.codes[real]), decoded(samples)
+    sets: dict[str, Callable[[], Tensor]] = {
+        "real, another split": lambda: pixels[other],
+        "real, blurred by 1 px": lambda: blurred(pixels[other], 1.0),
+        "real, blurred by 2 px": lambda: blurred(pixels[other], 2.0),
+        "reconstructions": lambda: decoded(encoded.codes[other]),
+        "samples": lambda: sampled,
+        "per-position marginals": lambda: decoded(from_marginals),
+    }
+    for name, then in (decoders or {}).items():
+        sets[f"reconstructions, {name}"] = lambda then=then: decoded(encoded.codes[other], then)
+        sets[f"samples, {name}"] = lambda then=then: decoded(samples, then)
+    sets |= {name: lambda make=make: make(n) for name, make in (other_sets or {}).items()}
+
+    photographs, reconstructions = features_of(pixels[real]), features_of(reconstructed)
+    rows: dict[str, dict[str, Any]] = {name: {} for name in extractors}
+    against_reconstructions: dict[str, dict[str, Any]] = {name: {} for name in extractors}
+    classes: dict[str, dict[str, Any]] = {}
+    for name, make in sets.items():
+        features = features_of(make())
+        for extractor, of_set in features.items():
+            rows[extractor][name] = compare_sets(photographs[extractor], of_set)
+            if name in ("reconstructions", "samples", "per-position marginals"):
+                comparison = compare_sets(reconstructions[extractor], of_set)
+                against_reconstructions[extractor][name] = comparison
+        if name == "samples":
+            for index, class_name in enumerate(data.classes):
+                chosen = labels == index
+                if chosen.sum() >= MIN_CLASS_IMAGES:
+                    classes[class_name] = {"n": int(chosen.sum())} | {
+                        extractor: kernel_distance(reconstructions[extractor][chosen], f[chosen])
+                        for extractor, f in features.items()
+                    }
+        progress(name)
+    result = {
+        "data": repr(data),
+        "split": split,
+        "n": n,
+        "features": {name: f.shape[1] for name, f in photographs.items()},
+        "rows": rows,
+        "rows_against_reconstructions": against_reconstructions,
+        "classes": classes,
+        "near_copies": near_copies,
+        "distinct_grids": len(samples.flatten(1).unique(dim=0)),
+    }
+    if classifier is not None and data.classes:
+        result["found"] = _found_by_class(
+            classifier,
+            data.classes,
+            {
+                "photographs": (pixels[real], labels),
+                "reconstructions": (reconstructed, labels),
+                "samples": (sampled, labels),
+            },
+        )
+    return result
+
+
+def decode_codes(
+    vqvae: VQVAE, codes: Tensor, then: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
+    """Decoded images, uint8 (n, 3, S, S) on the CPU, of codes (n, h, w, slots); `then` may change
+    the images, float (B, 3, S, S), before they are rounded."""
+    images, device = [], next(vqvae.parameters()).device
+    for part in codes.split(32):
+        batch = vqvae.decode(part.to(device))
+        batch = batch if then is None else then(batch)
+        images.append((255 * batch).round().byte().cpu())
+    return torch.cat(images)
+
+
+def search_near_copies(
+    vqvae: VQVAE, extractor: FeatureExtractor, train: Tensor, held_out: Tensor, samples: Tensor
+) -> dict[str, dict[str, float]]:
+    """Search for samples that are nearly training images, in any of the eight orientations.
+
+    All images are decoded from codes. Otherwise the decoder's blur, which only the samples have,
+    would increase their distance to the photographs and hide copies.
+
+    Args:
+        train, held_out, samples: codes, int64 (N, h, w, slots).
+
+    Returns:
+        "features" and "codes" -> results of `nearest_training` for these distances.
+    """
+    device = next(vqvae.parameters()).device
 
     def encoded_again(images: Tensor) -> Tensor:
         batches = (vqvae.encode(to_float(part).to(device)) for part in images.split(32))
@@ -285,94 +234,87 @@ def evaluate_samples(
     def in_all_orientations(codes: Tensor) -> tuple[Tensor, Tensor]:
         """Features (8, n, D) and codes (8, n, h, w, slots) of the eight dihedral transforms of the
         decoded images; the first codes are `codes` themselves."""
-        images, features, all_codes = decoded(codes), [], []
+        images, features, all_codes = decode_codes(vqvae, codes), [], []
         for index in range(8):
             view = dihedral_transform(images, index)
-            features.append(features_of(view))
+            features.append(predict_images(extractor, view, return_features=True))
             all_codes.append(codes if index == 0 else encoded_again(view))
         return torch.stack(features), torch.stack(all_codes)
 
-    # All images in this search are decoded from codes. Otherwise the decoder's blur, which only the
-    # samples have, would increase their distance to the photographs and hide copies.
-    sample_views, held_out_views = map(in_all_orientations, (samples, encoded.codes[real]))
-    train_views = torch.cat([features_of(decoded(part)) for part in train.split(512)]), train
-    near_copies = {}
-    for i, name in enumerate(("features", "codes")):
-        search = nearest_training(train_views[i], held_out_views[i], sample_views[i])
-        near_copies[name] = {
+    sample_views, held_out_views = map(in_all_orientations, (samples, held_out))
+    train_features = [
+        predict_images(extractor, decode_codes(vqvae, part), return_features=True)
+        for part in train.split(512)
+    ]
+    result = {}
+    for i, (name, of_train) in enumerate(
+        {"features": torch.cat(train_features), "codes": train}.items()
+    ):
+        search = nearest_training(of_train, held_out_views[i], sample_views[i])
+        result[name] = {
             "fraction": search.near_copy_fraction,
             "expected_upper_limit": search.expected_upper_limit,
             "threshold": search.threshold,
             "minimum_distance": float(search.sample_distances.min()),
         }
-    progress("near-copies")
-    reference, sample_features = features_of(pixels[real]), sample_views[0][0]
-    sets = {
-        "real, another split": features_of(pixels[other]),
-        "reconstructions": features_of(decoded(encoded.codes[other])),
-        "samples": sample_features,
-        # At each position and slot, the code of another random training image.
-        "per-position marginals": features_of(decoded(train.gather(0, image_index))),
-    }
-    sets |= {name: features_of(images(n)) for name, images in (other_sets or {}).items()}
-    further_features = [features_of(decoded(codes)) for codes in further_samples]
-    rows = {}
-    for name, features in sets.items():
-        all_features = [features, *further_features] if name == "samples" else [features]
-        distance, error = kernel_distance(reference, torch.cat(all_features))
-        precision, recall = precision_recall(reference, features)
-        rows[name] = {
-            "images": n * len(all_features),
-            "kernel_distance": distance,
-            "standard_error": error,
-            "frechet_distance": frechet_distance(reference, features),
-            "precision": precision,
-            "recall": recall,
+    return result
+
+
+def _found_by_class(
+    classifier: nn.Module, classes: tuple[str, ...], sets: Mapping[str, tuple[Tensor, Tensor]]
+) -> dict[str, dict[str, list[float]]]:
+    """Set -> class -> [fraction of its images for which the classifier predicts it, their number];
+    classes without images are left out."""
+    result: dict[str, dict[str, list[float]]] = {}
+    for name, (images, labels) in sets.items():
+        correct = predict_images(classifier, images).argmax(1) == labels
+        result[name] = {
+            class_name: [float(correct[labels == i].float().mean()), int((labels == i).sum())]
+            for i, class_name in enumerate(classes)
+            if (labels == i).any()
         }
-        progress(name)
-
-    def mean_distances(of_class: Tensor) -> dict[str, float]:
-        feature_sets = {"samples": sample_features, "real": reference}
-        return {name: float(torch.pdist(f[of_class]).mean()) for name, f in feature_sets.items()}
-
-    by_class = {name: labels == c for c, name in enumerate(data.classes)}
-    return {
-        "data": repr(data),
-        "split": split,
-        "n": n,
-        "features": sample_features.shape[1],
-        "rows": rows,
-        "near_copies": near_copies,
-        "diversity": {
-            "distinct_grids": len(samples.flatten(1).unique(dim=0)),
-            "mean_distance_within_class": {
-                name: mean_distances(chosen)
-                for name, chosen in by_class.items()
-                if chosen.sum() > 1
-            },
-        },
-    }
+    return result
 
 
 def samples_table(result: dict[str, Any]) -> str:
     """The results as a text table."""
     n, split = result["n"], result["split"]
-    lines = [
-        f"sets of {n} images, compared with {n} real images of the {split} split by their features",
-        f"(kernel distance of the samples: {result['rows']['samples']['images']} images)",
-        f"{'':24}{'kernel distance':>18}{'Frechet':>9}{'precision':>11}{'recall':>8}",
+    lines = []
+    for key, what in (
+        ("rows", f"{n} photographs of the {split} split"),
+        ("rows_against_reconstructions", "their reconstructions"),
+    ):
+        for extractor, rows in result[key].items():
+            lines.append(
+                f"sets of {n} images against {what}, features: {extractor} "
+                f"({result['features'][extractor]})"
+            )
+            lines.append(
+                f"{'':34}{'KID x 1000':>17}{'density':>9}{'coverage':>10}{'told apart':>12}"
+            )
+            for name, row in rows.items():
+                distance = (
+                    f"{1000 * row['kernel_distance']:.1f} +- {1000 * row['standard_error']:.1f}"
+                )
+                lines.append(
+                    f"{name:34}{distance:>17}{row['density']:9.2f}{row['coverage']:10.2f}"
+                    f"{row['two_sample_accuracy']:12.0%}"
+                )
+            lines.append("")
+    lines += [
+        "KID: kernel distance, 0 for sets of the same distribution. Told apart: accuracy of a",
+        "logistic regression that tells the two sets apart, 50 % if it can't.",
     ]
-    for name, row in result["rows"].items():
-        distance = f"{row['kernel_distance']:.3f} +- {row['standard_error']:.3f}"
-        lines.append(
-            f"{name:24}{distance:>18}{row['frechet_distance']:9.2f}"
-            f"{row['precision']:11.2f}{row['recall']:8.2f}"
-        )
     for name, row in result["near_copies"].items():
         lines.append(
             f"nearer to a training image, in any orientation, than 99 % of the held-out images "
             f"(by {name}): {100 * row['fraction']:.1f} % of the samples (at most "
             f"{100 * row['expected_upper_limit']:.1f} % expected without copying)"
         )
-    lines.append(f"distinct grids of codes: {result['diversity']['distinct_grids']} of {n}")
+    lines.append(f"distinct grids of codes: {result['distinct_grids']} of {n}")
+    if "found" in result:
+        lines.append("\nclass found by the classifier")
+        for name, by_class in result["found"].items():
+            found = "  ".join(f"{c} {rate:.0%}" for c, (rate, _) in by_class.items())
+            lines.append(f"  {name:18}{found}")
     return "\n".join(lines)

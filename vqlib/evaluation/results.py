@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms.functional import to_pil_image
 
 from ..checkpoints import REPOSITORY
@@ -32,7 +32,7 @@ from ..pixelcnn import PixelCNN
 from ..vqvae import VQVAE
 from .codecs import BASELINE_CODEC, baselines, evaluate_codec, smallest_at_psnr
 from .entropy_coding import compress
-from .generation import evaluate_samples, samples_table
+from .generation import MIN_IMAGES, evaluate_samples, samples_table
 
 RESULTS = REPOSITORY / "data" / "results"
 NUM_FILE_IMAGES = 100  # images for which files of equal PSNR are searched
@@ -42,10 +42,12 @@ def evaluate(
     data: ImageDataset,
     models: Mapping[str, VQVAE],
     prior: PixelCNN | None = None,
-    extractor: FeatureExtractor | None = None,
+    extractors: Mapping[str, FeatureExtractor] | None = None,
+    classifier: nn.Module | None = None,
     *,
     size: int = 256,
     split: str = "val",
+    decoders: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
     other_sets: Mapping[str, Callable[[int], Tensor]] | None = None,
     prior_classes: Sequence[str] | None = None,
     progress: Callable[[str], None] = lambda line: None,
@@ -57,10 +59,10 @@ def evaluate(
             was trained with another split may have seen images of `split` in training.
         models: name -> VQVAE. The number of bytes of the first one is the budget of the baselines.
         prior: trained on codes of the *first* model.
-        extractor: feature extractor for the evaluation of samples.
+        extractors, classifier: see `evaluate_samples`.
         size: pixels of a side.
         split: "train", "val" or "test".
-        other_sets: see `evaluate_samples`.
+        decoders, other_sets: see `evaluate_samples`.
         prior_classes: names of the classes that the prior was trained with; None if they are those
             of `data`. If they are others, the prior is used without labels and its samples are not
             evaluated.
@@ -69,9 +71,9 @@ def evaluate(
     Returns:
         JSON-compatible results: "rows", name -> metrics, or only "n", the number of images with a
         file in the budget, if that is not all of them; with a prior "bits_per_code",
-        "bytes_per_image" (the mean negative log-likelihood of an image), and "files", the sizes of
-        files of equal PSNR; with an extractor "samples", see `evaluate_samples`; "skipped", what
-        was not measured and why, unless everything was; "psnr_db_of", name -> image id -> dB
+        "bytes_per_image" (the mean negative log-likelihood of an image), "files", the sizes of
+        files of equal PSNR, and "samples", see `evaluate_samples`; "skipped", what was not measured
+        and why, unless everything was; "psnr_db_of", name -> image id -> dB
         (None where no file is within the budget).
     """
     pixels, parts = data.pixels(size), data.split()
@@ -111,15 +113,23 @@ def evaluate(
         if files is not None:
             result["files"] = files
         progress("files")
-        if extractor is not None and same_classes:
+        held_out = min(len(parts.val), len(parts.test))
+        if same_classes and (split == "train" or held_out < MIN_IMAGES):
+            result["skipped"] = {
+                "samples": "they are compared with held-out images, at least "
+                f"{MIN_IMAGES} of val and of test"
+            }
+        elif same_classes:
             result["samples"] = evaluate_samples(
                 data,
                 encoded,
                 first_model,
                 prior,
-                extractor,
+                extractors or {},
+                classifier,
                 size=size,
                 split=split,
+                decoders=decoders,
                 other_sets=other_sets,
                 progress=progress,
             )

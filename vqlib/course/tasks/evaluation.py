@@ -53,7 +53,7 @@ from ..exercises import NotAttempted, Wrong, add_quiz, expect, task
         "Sum the comparison over all three axes of a grid: rows, columns and slots. Then look at "
         "the indices: `best.indices` counts from the start of `part`, not of `train`.",
     ),
-    hides=("vqlib.evaluation.generation.nearest_training",),
+    hides=("vqlib.evaluation.set_measures.nearest_training",),
 )
 def nearest_training_grid(answer):
     h, w, slots, k = *torch.randint(3, 6, (2,)).tolist(), 4, 9
@@ -159,7 +159,7 @@ def _squared_mmd(
         "many pairs are left?",
         "n (n - 1) pairs are left. In the mixed term no pair is left out, also if n = m.",
     ),
-    hides=("vqlib.evaluation.generation.kernel_distance",),
+    hides=("vqlib.evaluation.set_measures.kernel_distance",),
 )
 def squared_mmd(answer):
     for n, m in ((9, 6), (7, 7), (7, 7)):
@@ -245,7 +245,7 @@ def _kth(points: Tensor, others: Tensor, k: int) -> Tensor:
         "A generated image counts if it lies in at least one ball: `any` over the real images, "
         "then the mean over the generated ones.",
     ),
-    hides=("vqlib.evaluation.generation.precision_recall",),
+    hides=("vqlib.evaluation.set_measures.precision_recall",),
 )
 def precision(answer):
     cases, answers = [], []
