@@ -382,17 +382,17 @@ def calibration() -> str:
 ## Calibration of the measures
 
 Real lesions of the test split (n = {found["n"]["test"]}) are degraded by known amounts and
-compared with those of the validation split (n = {found["n"]["val"]}). The first row of each table is
-what two sets of real lesions give: 50 random divisions of all these lesions in two. "Told apart" is
-in percent.
+compared with those of the validation split (n = {found["n"]["val"]}). The first row of each table
+is what two sets of real lesions give: 50 random divisions of all these lesions in two. "Told apart"
+is in percent.
 
     python benchmarks/calibration.py --data PATH
 
 {(chr(10) * 2).join(parts)}
 
 Power of the test for near-copies: a set of {found["n"]["test"]} images contains a share of copies
-of training lesions that were changed a little. The table shows how many of 200 copies are nearer to a
-training lesion than 99 % of the validation lesions, and in how many of 1,000 simulated sets the
+of training lesions that were changed a little. The table shows how many of 200 copies are nearer to
+a training lesion than 99 % of the validation lesions, and in how many of 1,000 simulated sets the
 fraction of near-copies exceeds its upper limit, by the share of copies.
 
 {table(f"| Copies | compared by | found | {share_heads} |", power_rows)}
