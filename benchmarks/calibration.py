@@ -45,7 +45,7 @@ from vqlib.metrics import predict_images
 
 NULL_DIVISIONS = 50
 REPEATS = 20
-COPIES = 200  # planted near-copies of each kind
+COPIES = 100  # planted near-copies of each kind
 TRIALS = 1000  # simulated sets for the power of the test
 SHARES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2)  # of copies in a set
 
@@ -214,20 +214,24 @@ class Calibration:
         return result
 
     def copies(self) -> dict[str, Any]:
-        """Power of the near-copy test: share of sets of real images with planted copies in which
-        the fraction of near-copies exceeds its upper limit. All images are decoded from codes."""
+        """Power of the near-copy test of `search_near_copies`, by features of the lesion classifier
+        and by codes: share of sets of real images with planted copies in which the fraction of
+        near-copies exceeds its upper limit. All images are decoded from codes."""
         train_codes, size = self.encoded.codes[self.train], len(self.test)
-        train_features = [self.features(self.decoded(part)) for part in train_codes.split(512)]
-        train = {n: torch.cat([f[n] for f in train_features]) for n in self.extractors}
-        train["codes"] = train_codes
+        classifier = self.extractors["lesion classifier"]
+        train_features = [
+            predict_images(classifier, self.decoded(part), return_features=True)
+            for part in train_codes.split(512)
+        ]
+        train = {"features": torch.cat(train_features), "codes": train_codes}
 
         def views(images: Tensor) -> dict[str, Tensor]:
-            each = []
+            features, codes = [], []
             for i in range(8):
                 view = dihedral_transform(images, i)
-                again = [self.vqvae.encode(part / 255) for part in view.split(32)]
-                each.append(self.features(view) | {"codes": torch.cat(again)})
-            return {name: torch.stack([v[name] for v in each]) for name in train}
+                features.append(predict_images(classifier, view, return_features=True))
+                codes.append(torch.cat([self.vqvae.encode(x / 255) for x in view.split(32)]))
+            return {"features": torch.stack(features), "codes": torch.stack(codes)}
 
         held_out = views(self.decoded(self.encoded.codes[self.val]))
         innocent = views(self.decoded(self.encoded.codes[self.test]))

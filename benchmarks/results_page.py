@@ -391,7 +391,7 @@ is in percent.
 {(chr(10) * 2).join(parts)}
 
 Power of the test for near-copies: a set of {found["n"]["test"]} images contains a share of copies
-of training lesions that were changed a little. The table shows how many of 200 copies are nearer to
+of training lesions that were changed a little. The table shows how many of 100 copies are nearer to
 a training lesion than 99 % of the validation lesions, and in how many of 1,000 simulated sets the
 fraction of near-copies exceeds its upper limit, by the share of copies.
 
