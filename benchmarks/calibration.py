@@ -99,8 +99,9 @@ def with_class_replaced(images: Tensor, labels: Tensor, replaced: list[int], by:
 
 
 def with_few_images(images: Tensor, distinct: int) -> Tensor:
-    """As many images as before, made of `distinct` ones in their eight orientations (or fewer)."""
-    views = torch.cat([dihedral_transform(images[:distinct], i) for i in range(8)])
+    """As many images as before, made of `distinct` random ones in several orientations."""
+    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:distinct]
+    views = torch.cat([dihedral_transform(images[chosen], i) for i in range(8)])
     return views[: len(images)]
 
 
@@ -158,7 +159,9 @@ class Calibration:
         yield "only NV", 1, lambda: with_class_replaced(images, labels, others, nevus)
         for distinct in (300, 150, 75):
             yield "distinct lesions", distinct, lambda d=distinct: with_few_images(images, d)
-        yield "training lesions", 0, lambda: self.pixels[self.train[: len(self.test)]]
+        chosen = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(0))
+        copied = self.train[chosen[: len(self.test)]]
+        yield "training lesions", 0, lambda: self.pixels[copied]
         for temperature in (0.5, 0.7, 0.85, 1.0, 1.15):
             yield (
                 "samples: temperature",
