@@ -137,8 +137,7 @@ def main() -> None:
         prior = load_model(Path(file))
         masked = isinstance(prior, MaskedTransformer)
         if masked:
-            generator = torch.Generator().manual_seed(SEED)
-            bits = prior.bits_bound(codes, labels, MASKS, generator).double()
+            bits = prior.bits_bound(codes, labels, MASKS, SEED).double()
         else:
             bits = code_bits(prior, codes, labels).double().flatten(1).mean(1)
         row = {

@@ -152,7 +152,7 @@ def report_samples(vqvae: VQVAE, prior: nn.Module) -> Tensor:
     """
     torch.manual_seed(0)
     side = 8
-    # as in the report, always for the same empty grid
+    # always for the same empty grid, our reading of the report's "independently"
     logits = prior(torch.zeros(16, 256, side, side))
     p = logits.softmax(1).movedim(1, -1).flatten(0, 2)
     indices = torch.multinomial(p, 1).view(16, side, side)

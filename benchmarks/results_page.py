@@ -630,8 +630,8 @@ the first row. Its MSE in training ends at {prior["train_mse"][-1]:.3f}. On held
 {prior["n"]}) the MSE is lowest after epoch {1 + held_out.index(min(held_out))}, at
 {min(held_out):.3f}, and ends at {held_out[-1]:.3f}, which is
 {prior["held_out_mse_over_variance"]:.2f} of the variance. The report's own value is in the units of
-another codebook and can't be compared. Its sampling loop gives these images (notebook 09 explains
-why):
+another codebook and can't be compared. Its sampling loop, as notebook 09 reads it, gives these
+images:
 
 ![16 images sampled by the report's loop](report-samples.png)
 """

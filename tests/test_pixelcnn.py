@@ -209,13 +209,12 @@ def test_bad_arguments_are_named():
 
 def test_initialize_embeddings_standardizes_the_codebook_vectors():
     """Every component has mean 0 and variance 1 over a slot; a constant component becomes 0."""
-    codebook = 5 + 3 * torch.randn(4, 16, 6)
-    codebook[..., 5] = 1.0
+    codebook = 5 + torch.tensor([3, 3, 0.1, 0.1, 0.01, 0]) * torch.randn(4, 16, 6)
     prior = PixelCNN(16, 4, 24, embedding_dim=6, blocks=1)
     prior.initialize_embeddings(codebook)
     embeddings = prior.embedding.weight.view(4, 16, 6)
-    assert torch.allclose(embeddings.mean(1), torch.zeros(4, 6), atol=1e-5)
-    assert torch.allclose(embeddings.std(1)[:, :5], torch.ones(4, 5), atol=1e-4)
+    assert torch.allclose(embeddings.mean(1), torch.zeros(4, 6), atol=1e-4)
+    assert torch.allclose(embeddings.std(1)[:, :5], torch.ones(4, 5), atol=1e-3)
     assert not embeddings[..., 5].any()
     ranks = [x[2, :, 0].argsort().tolist() for x in (embeddings, codebook)]
     assert ranks[0] == ranks[1]  # the order of the codes is kept

@@ -320,6 +320,9 @@ def test_complete_depends_on_kept_codes_below():
     ]
     assert agreement[0] < 0.25 and agreement[1] > 0.85  # chance is 1/16; 64 candidates miss 1.6 %
     assert torch.equal(completed[:, 1], given[:, 1])
+    # Options reach `sample`: with top_k = 1 nothing is left to chance.
+    greedy = [complete(prior, given[:9], keep, 2, generator=generator, top_k=1) for _ in range(2)]
+    assert torch.equal(*greedy)
 
 
 def test_completion_follows_the_posterior_of_each_label():

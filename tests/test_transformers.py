@@ -2,15 +2,20 @@
 
 import itertools
 import math
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from vqlib import load_model, sample, save_model
+from vqlib import WORKBOOK, EncodedDataset, load_model, sample, save_model, train_prior
 from vqlib.beyond.causal_transformer import CausalTransformer
 from vqlib.beyond.masked_transformer import MaskedTransformer, random_masks
+from vqlib.checkpoints import model_notes
+from vqlib.data import Split
 from vqlib.metrics import code_bits
+from vqlib.training import Progress
 
 GRID, SLOTS, K = (2, 3), 2, 5
 
@@ -94,8 +99,7 @@ def test_training_learns_a_dependency_between_codes(kind):
         if kind is CausalTransformer:
             loss = F.cross_entropy(prior(codes).flatten(0, 3), codes.flatten())
         else:
-            masked = random_masks(codes.shape, torch.rand(64))
-            loss = prior.masked_nats(codes, masked).sum() / masked.sum()
+            loss, _ = prior.training_loss(codes, None, None)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -104,7 +108,7 @@ def test_training_learns_a_dependency_between_codes(kind):
     if kind is CausalTransformer:
         bits, sampled = code_bits(prior, grids(300)).mean(), prior.sample(99, generator=generator)
     else:
-        bits = prior.bits_bound(grids(300), repeats=8, generator=generator).mean()
+        bits = prior.bits_bound(grids(300), repeats=8).mean()
         sampled = prior.sample(99, passes=8, generator=generator)
         # One pass samples all codes independently.
         independent = prior.sample(99, passes=1, generator=generator)
@@ -144,9 +148,7 @@ def test_the_bound_is_the_mean_over_all_orders_and_above_their_mixture():
         lengths.append(bits / 4)
     mean = sum(lengths) / len(orders)
     mixture = -math.log2(sum(2 ** (-4 * bits) for bits in lengths) / len(orders)) / 4
-    estimates = prior.bits_bound(
-        codes.expand(4000, -1, -1, -1), labels.expand(4000), 4, torch.Generator().manual_seed(0)
-    )
+    estimates = prior.bits_bound(codes.expand(4000, -1, -1, -1), labels.expand(4000), 4)
     error = float(estimates.std()) / len(estimates) ** 0.5
     assert float(estimates.mean()) == pytest.approx(mean, abs=4 * error + 1e-5)
     assert mean > mixture + 0.01  # the test is sharp: the orders differ
@@ -241,3 +243,21 @@ def test_bad_input_is_named(kind):
 def test_about_as_many_weights_as_the_pretrained_pixelcnn(kind):
     weights = sum(p.numel() for p in kind(orientations=8).parameters())
     assert 2_200_000 < weights < 2_600_000
+
+
+@pytest.mark.parametrize("kind", [CausalTransformer, MaskedTransformer])
+def test_train_prior_trains_them_with_their_own_loss_and_measure(kind, tmp_path, monkeypatch):
+    monkeypatch.setenv("VQLIB_HOME", str(tmp_path))
+    torch.manual_seed(0)
+    codes = torch.randint(K, (32, 1, 1, SLOTS)).expand(-1, *GRID, -1).contiguous()
+    split = Split(*torch.arange(32).split([24, 4, 4]))
+    encoded = EncodedDataset(codes, torch.arange(32) % 3, split, torch.randn(SLOTS, K, 8))
+    recipe = replace(
+        WORKBOOK, name="small", prior=partial(kind, width=16, blocks=1, heads=2, grid=GRID)
+    )
+    prior = train_prior(encoded, recipe, run="prior", epochs=2, device="cpu", progress=Progress())
+    notes = model_notes(tmp_path / "runs" / "prior" / "prior.safetensors")
+    measure = prior.bits_bound if kind is MaskedTransformer else partial(code_bits, prior)
+    bits = float(measure(codes[split.val], encoded.labels[split.val]).mean())
+    assert notes["val_bits"] == pytest.approx(bits, rel=1e-5)
+    assert notes["finished"] and prior.trained_on_codebook is not None

@@ -589,8 +589,9 @@ def train_prior(
     the codes under teacher forcing. The embeddings are initialized from the codebook. If
     `encoded.augmented` exists, each grid is shown in one of eight orientations, and the prior is
     conditioned on it. The weights of the epoch with the fewest bits per code on the validation
-    split are kept. With the `PixelRCNN` of `REPORT`, the loss is the MSE of the quantized vectors,
-    and the last weights are kept.
+    split are kept. A prior that is not autoregressive brings its own loss and an upper bound on the
+    bits, as methods `training_loss` and `bits_bound`. With the `PixelRCNN` of `REPORT`, the loss is
+    the MSE of the quantized vectors, and the last weights are kept.
 
     Args:
         encoded: codes, labels, split and codebook.
@@ -649,6 +650,8 @@ def train_prior(
         codes, labels, orientation = (
             to_device(x, prior) for x in (grids[orientation, positions], labels, orientation)
         )
+        if hasattr(prior, "training_loss"):
+            return prior.training_loss(codes, labels, orientation)
         logits = prior(codes, labels, orientation).float().flatten(0, 3)
         loss = F.cross_entropy(logits, codes.flatten())
         top1 = (logits.argmax(-1) == codes.flatten()).float().mean()
@@ -669,7 +672,8 @@ def train_prior(
             mse = sum(errors) / sum(x.numel() for x in vectors)
             save_model(prior, path, **now, val_mse=mse)
             return {"mse": mse, "mse_over_variance": mse / float(variance)}, None
-        bits = float(code_bits(prior, encoded.codes[val], encoded.labels[val]).mean())
+        measure = prior.bits_bound if hasattr(prior, "bits_bound") else partial(code_bits, prior)
+        bits = float(measure(encoded.codes[val], encoded.labels[val]).mean())
         if bits < kept_state["best"]:
             kept_state["best"] = bits
             save_model(prior, path, **now, val_bits=bits)

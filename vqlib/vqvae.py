@@ -167,7 +167,7 @@ class VQVAE(nn.Module):
 
         65,536 of them are the codebook and its EMA accumulator (512 x 64 each). With
         `ema_decay=None` the codebook is trained by gradient descent. That is what the report's text
-        describes, but it gives 3,512,387 parameters and so contradicts the report's count.
+        describes, but it gives 3,512,387 parameters, which is not the report's count.
         """
         return cls(
             normalize=True,

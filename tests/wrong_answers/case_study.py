@@ -121,6 +121,7 @@ WRONG = {
             "one image for all inputs",
         ),
         (BOUND + "F.mse_loss(target.sigmoid(), target).item()", "single target value"),
+        (BOUND + "F.mse_loss(target.clamp(0, 1), target)", "Return a float"),
     ],
     "encode_images": [
         (
@@ -213,6 +214,7 @@ WRONG = {
             LOSS + "logits.log_softmax(-1).gather(-1, codes[..., None]).mean()",
             "sign is wrong",
         ),
+        (LOSS + "F.cross_entropy(logits, codes)", "Move K to dimension 1"),
         (LOSS + "((logits.softmax(-1) @ codebook - codebook[codes])**2).mean()", "right mean"),
     ],
     "CodeHead": [

@@ -3,7 +3,7 @@
 SIGN = "def mean_psnr(images, targets):\n"
 CODEC = "def linear_codec(patches, mean, components, step):\n"
 SCAN = "def highest_quality(encode, budget, header=0):\n"
-PAIR = "def paired_interval(ours, theirs):\n"
+PAIR = "def difference_interval(ours, theirs):\n"
 NARROW = "def narrow(low, width, counts, symbol):\n    total = sum(counts)\n"
 ADAPT = (
     "def encode_adaptive(codes, num_embeddings, low, width):\n    counts = [1] * num_embeddings\n"
@@ -111,7 +111,7 @@ WRONG = {
             "only quality 0",
         ),
     ],
-    "paired_interval": [
+    "difference_interval": [
         (
             PAIR + "    both = ~(ours.isnan() | theirs.isnan())\n"
             "    ours, theirs = ours[both], theirs[both]\n"

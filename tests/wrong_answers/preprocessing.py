@@ -253,6 +253,18 @@ WRONG = {
             "    return out",
             "loop over the images",
         ),
+        (
+            _transform("torch.rot90(x, choice % 4, dims=(-2, -1))").replace(
+                "torch.empty_like(images)", "torch.zeros(images.shape)"
+            ),
+            "keep the dtype",
+        ),
+        (
+            _transform("torch.rot90(x, choice % 4, dims=(-2, -1))").replace(
+                "return out", "return out.float()"
+            ),
+            "keep the dtype",
+        ),
     ],
     "epoch_batches": [
         (
@@ -304,7 +316,7 @@ WRONG = {
                 "make(seed, epoch)",
                 "torch.randint(8, (len(indices),), generator=make(seed, epoch, number))",
             ),
-            "ignores zeros",
+            "share one key",
         ),
     ],
 }

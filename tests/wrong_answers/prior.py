@@ -125,7 +125,8 @@ WRONG = {
         (VERTICAL.format("F.conv2d(F.pad(x, (3, 3, 1, 1)), weight)"), "below"),
         (VERTICAL.format("F.conv2d(F.pad(x, (3, 3, 2, 0)), weight).roll(1, 2)"), "last row"),
         (VERTICAL.format("F.conv2d(F.pad(x, (3, 3, 4, 0))[:, :, :-2], weight)"), "r - 2"),
-        (VERTICAL.format("F.conv2d(F.pad(x, (3, 3, 3, 0)), weight)"), "shape"),
+        (VERTICAL.format("F.conv2d(F.pad(x, (3, 3, 3, 0)), weight)"), "one row too many"),
+        (VERTICAL.format("F.conv2d(F.pad(x, (3, 3, 0, 0)), weight)"), "shape"),
         (VERTICAL.format("F.conv2d(F.pad(x, (3, 3, 3, 0))[:, :, 1:], weight)"), "row r itself"),
         (
             VERTICAL.format("F.conv2d(F.pad(vqlib.pixelcnn.down_shift(x, 3), (3, 3)), weight)"),
@@ -148,6 +149,12 @@ WRONG = {
             "horizontal stack: did you split with `halves`?",
         ),
         (block("a.tanh() * b.sigmoid()", "b.tanh() * a.sigmoid()"), "exchanged"),
+        (
+            block(
+                "horizontal_out(a.tanh() * b.sigmoid())", "horizontal_out(b.tanh() * a.sigmoid())"
+            ),
+            "In the horizontal stack tanh and sigmoid",
+        ),
         (block("self.horizontal_out(a.tanh() * b.sigmoid())", "a.tanh() * b.sigmoid()"), "_out"),
         (
             "class TwoStackBlock(vqlib.pixelcnn.GatedBlock):\n    pass",

@@ -219,7 +219,7 @@ WRONG = {
             ema("(1 - decay) * cluster_size + decay * counts", TOTAL, "total / size[:, None]"),
             "weights are exchanged",
         ),
-        (ema(SIZE, TOTAL, "total / size[:, None]"), "0 / 0"),
+        (ema(SIZE, TOTAL, "total / size[:, None]"), "must be kept"),
         (ema(SIZE, TOTAL, "total / size.clamp_min(1e-5)[:, None]"), "should keep its codebook"),
         (
             ema(

@@ -88,12 +88,34 @@ class MaskedTransformer(CodeTransformer):
         nats = F.cross_entropy(logits.flatten(0, 3), codes.flatten(), reduction="none")
         return nats.view(codes.shape) * masked
 
+    def training_loss(
+        self, codes: Tensor, labels: Tensor | None, orientations: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean negative log-likelihood of the masked codes of a batch, in nats, with random masks.
+
+        The number of masked codes of a grid is uniform in 1..T, as in `bits_bound`. In a sampler
+        with the cosine schedule, too, the share of masked codes at which a code is sampled is
+        uniform.
+
+        Args:
+            codes: int64 (B, h, w, slots).
+            labels, orientations: int64 (B,) or None, see `CodeTransformer.context`.
+
+        Returns:
+            The loss and what `train_prior` logs.
+        """
+        # One value in each of B equal parts of [0, 1): the mean of a batch varies less.
+        u = (torch.arange(len(codes)) + torch.rand(len(codes))) / len(codes)
+        masked = random_masks(codes.shape, u).to(codes.device)
+        loss = self.masked_nats(codes, masked, labels, orientations).sum() / masked.sum()
+        return loss, {"bits_per_masked_code": loss / math.log(2)}
+
     def bits_bound(
         self,
         codes: Tensor,
         labels: Tensor | None = None,
         repeats: int = 4,
-        generator: torch.Generator | None = None,
+        seed: int = 0,
         batch_size: int = 64,
     ) -> Tensor:
         """Upper bound on the bits per code of each grid, estimated from random masks.
@@ -110,13 +132,13 @@ class MaskedTransformer(CodeTransformer):
             labels: int64 (N,), or None for the unconditional distribution.
             repeats: masks for each grid. Their m lie in `repeats` equal parts of 1..T, which lowers
                 the variance of the estimate; it is unbiased for any number.
-            generator: random generator on the CPU.
+            seed: of the masks.
             batch_size: grids per batch.
 
         Returns:
             float (N,), bits per code.
         """
-        bits = []
+        bits, generator = [], torch.Generator().manual_seed(seed)
         with eval_mode(self) as device:
             for start in range(0, len(codes), batch_size):
                 batch = codes[start : start + batch_size].to(device)

@@ -125,19 +125,17 @@ def code_usage(counts: Tensor, title: str = "Relative frequency of the codes") -
     return figure
 
 
-def codebook_map(axis: Axes, vectors: Tensor, colors: Tensor, counts: Tensor, title: str) -> None:
-    """Codebook vectors on their two principal axes; larger dots are more frequent codes.
+def codebook_map(axis: Axes, vectors: Tensor, colors: Tensor, title: str) -> None:
+    """Codebook vectors on their two principal axes.
 
     Args:
         vectors: float (K, D).
         colors: float (K, 3) in [0, 1], such as the mean colors of what the codes decode to.
-        counts: int64 (K,), how often each code is used.
     """
     centered = vectors.detach() - vectors.detach().mean(0)
     _, singular_values, directions = torch.linalg.svd(centered, full_matrices=False)
     share = singular_values.square() / singular_values.square().sum()
-    sizes = 4 + 4000 * counts / counts.sum()
-    axis.scatter(*(centered @ directions[:2].T).T, s=sizes, c=colors.numpy(), ec="gray", lw=0.4)
+    axis.scatter(*(centered @ directions[:2].T).T, s=14, c=colors.numpy(), ec="gray", lw=0.4)
     axis.set_title(title, fontsize=9)
     axis.set_xlabel(f"axis 1 ({share[0]:.0%} of the variance)", fontsize=8)
     axis.set_ylabel(f"axis 2 ({share[1]:.0%})", fontsize=8)
@@ -147,6 +145,7 @@ def codebook_among_features(
     axis: Axes, features: Tensor, codebook: Tensor, used: Tensor, title: str
 ) -> None:
     """Codebook vectors, used and unused, among features, on the features' two principal axes.
+    The zero vector is marked, because the axes are centered on the mean of the features.
 
     Args:
         features: float (N, D).
@@ -154,14 +153,18 @@ def codebook_among_features(
         used: bool (K,).
     """
     mean = features.mean(0)
-    directions = torch.linalg.svd(features - mean, full_matrices=False)[2][:2].T
+    _, singular_values, directions = torch.linalg.svd(features - mean, full_matrices=False)
+    share = singular_values.square() / singular_values.square().sum()
     for points, color, size, label in (
         (features, "lightgray", 3, "features"),
         (codebook[~used], "C3", 22, f"codebook vectors, unused: {int((~used).sum())}"),
         (codebook[used], "C2", 22, f"codebook vectors, in use: {int(used.sum())}"),
     ):
-        axis.scatter(*((points - mean) @ directions).T, s=size, color=color, label=label)
-    axis.set(title=title, xlabel="principal axis 1 of the features", ylabel="principal axis 2")
+        axis.scatter(*((points - mean) @ directions[:2].T).T, s=size, color=color, label=label)
+    zero = -mean @ directions[:2].T
+    axis.plot(*zero, "k+", ms=14, ls="", label="zero vector")
+    axis.set(title=title, xlabel=f"principal axis 1 ({share[0]:.1%} of the features' variance)")
+    axis.set_ylabel(f"principal axis 2 ({share[1]:.1%})")
     axis.legend(fontsize=8)
 
 

@@ -7,7 +7,7 @@ from . import arrow, box, canvas
 # Text, kind and number of the task that examines it; None: no task of its own.
 VQVAE_ROW = [
     ("image\n600 x 450", "data", None),
-    ("resize, rotate,\nnormalize", "layer", "2, 3"),
+    ("resize, rotate,\nnormalize", "data", "2, 3"),
     ("encoder", "layer", "1, 5"),
     ("quantizer\n512 codes", "codes", "1"),
     ("decoder,\nsigmoid", "layer", "1"),
@@ -26,7 +26,7 @@ PRIOR_ROW = [
 def report_system() -> None:
     """Two rows of boxes, the VQ-VAE above the prior, each box with the tasks that examine it."""
     axes = canvas(18, 7.2, "The system of the report, and the tasks that examine its parts")
-    legend = "blue: data   orange: layers   green: codes and numbers used as codes   red: loss"
+    legend = "blue: data, transforms   orange: layers   green: codes, numbers as codes   red: loss"
     axes.text(9, 0.0, legend, ha="center", va="bottom", fontsize=8.5)
     rows = ((4.2, "VQ-VAE", VQVAE_ROW), (0.6, "Prior and sampling", PRIOR_ROW))
     for y, name, row in rows:

@@ -62,24 +62,23 @@ def sampler_cache() -> Axes:
     return axes
 
 
-def completion_order() -> Axes:
-    """Why the lower half is simple to complete and the upper half is not."""
-    axes = canvas(15, 6.2, "Completion: a sampled code depends on the codes before it")
-    for left, kept in ((0.5, "upper"), (8.5, "lower")):
-        for row in range(4):
-            for column in range(6):
-                is_kept = (row < 2) == (kept == "upper")
-                kind = "codes" if is_kept else "layer"
-                _cell(axes, left + column, 4.4 - row, kind, "" if is_kept else "?")
-        axes.text(left + 3, 5.55, f"{kept} half kept", ha="center", fontsize=10)
-    arrow(axes, (3.5, 3.9), (3.5, 2.9))
-    arrow(axes, (11.5, 2.9), (11.5, 3.9), color="#cb181d", dashed=True)
-    axes.text(3.5, 0.45, "all kept codes come before\nthe sampled ones", ha="center", va="center")
-    axes.text(
-        11.5,
-        0.45,
-        "the kept codes come later:\nno sampled code depends on them",
-        ha="center",
-        va="center",
-    )
+def completion_order(kept: str) -> Axes:
+    """Why the lower half is simple to complete and the upper half is not.
+
+    Args:
+        kept: "upper" or "lower", the half that is given.
+    """
+    axes = canvas(15, 4.6, f"Completion with the {kept} half kept")
+    for row in range(4):
+        for column in range(6):
+            is_kept = (row < 2) == (kept == "upper")
+            kind = "codes" if is_kept else "layer"
+            _cell(axes, 0.8 + column, 3.3 - row, kind, "" if is_kept else "?")
+    if kept == "upper":
+        arrow(axes, (3.8, 2.8), (3.8, 1.8))
+        text = "All kept codes come before the sampled ones:\neach sampled code depends on them."
+    else:
+        arrow(axes, (3.8, 1.8), (3.8, 2.8), color="#cb181d", dashed=True)
+        text = "The kept codes come after the sampled ones:\nno sampled code depends on them."
+    axes.text(7.6, 2.3, text, va="center")
     return axes

@@ -71,7 +71,8 @@ def eight_transforms() -> None:
     """The eight dihedral transforms of a letter F, as `dihedral_transform` makes them."""
     letter = torch.zeros(9, 9)
     letter[1:8, 2:4] = letter[1:3, 2:7] = letter[4:6, 2:6] = 1
-    _figure, axes = plt.subplots(2, 4, figsize=(WIDTH, WIDTH / 2 + 0.6))
+    size, gap = (WIDTH, WIDTH / 2 + 1), {"hspace": 0.12}
+    _figure, axes = plt.subplots(2, 4, figsize=size, gridspec_kw=gap)
     for index, axis in enumerate(axes.flat):
         axis.imshow(dihedral_transform(letter, index), cmap="Blues", vmin=0, vmax=1.4)
         turns = ("no turn", "1 quarter turn", "2 quarter turns", "3 quarter turns")[index % 4]

@@ -40,7 +40,9 @@ def raster_order(row: int = 1, column: int = 2, slot: int = 1, side: int = 4) ->
         for earlier in range(s):  # each slot depends on all earlier ones
             start, end = (7.2 + 1.6 * earlier, 1.65), (6.75 + 1.6 * s + 0.2 * (s - earlier), 1.65)
             arrow(axes, start, end, bend=0.3)
-    axes.text(9.5, 3.45, f"the position in row {row}, column {column}", ha="center", fontsize=10)
+    arcs = "(arc: the code is used to predict a later one)"
+    title = f"the position in row {row}, column {column}\n{arcs}"
+    axes.text(9.5, 3.4, title, ha="center", va="bottom", fontsize=10)
     arrow(axes, (1.4 + column, 3.85 - row), (6.2, 2.45))
     for x, color, name in (
         (6.3, SEEN, "earlier"),

@@ -80,7 +80,7 @@ def network_parameters(answer):
     given='''
     def prepare(image, size):
         """A PIL image of any shape -> normalized target, float32 (3, size, size), in which
-        circles are circles."""
+        circles are circles. No border is added."""
         from torchvision import transforms
 
         steps = transforms.Compose(
@@ -95,7 +95,7 @@ def network_parameters(answer):
     solution='''
     def prepare(image, size):
         """A PIL image of any shape -> normalized target, float32 (3, size, size), in which
-        circles are circles."""
+        circles are circles. No border is added."""
         from torchvision import transforms
 
         steps = transforms.Compose(
@@ -233,6 +233,8 @@ def loss_lower_bound(answer):
         if result is None or result is Ellipsis:
             raise NotAttempted
         value = float(result)
+        if isinstance(result, Tensor) and math.isclose(value, float(expected), rel_tol=1e-4):
+            raise Wrong("The value is right, but it is a tensor. Return a float: use .item().")
         single = target.mean(0).clamp(0, 1).expand_as(target)
         found = {
             "This is 0 for every image: clamp the target, not the pixels.": F.mse_loss(
@@ -403,7 +405,15 @@ def prior_loss(answer):
         codebook = torch.randn(k, d)
         nll = -logits.log_softmax(-1).gather(-1, codes[..., None])[..., 0]
         expected = nll.mean()
-        result = answer(logits, codes, codebook)
+        try:
+            result = answer(logits, codes, codebook)
+        except RuntimeError as error:
+            if "Expected target size" in str(error):
+                raise Wrong(
+                    f"For logits of shape {(*shape, k)}: F.cross_entropy looks for the K logits in "
+                    "dimension 1. Move K to dimension 1, or flatten all other dimensions."
+                ) from error
+            raise
         if isinstance(result, Tensor):
             found = {
                 "cross_entropy applies the softmax itself: give it the logits.": F.cross_entropy(
@@ -617,12 +627,12 @@ def vectors_of_codes(answer):
 
 add_quiz(
     "09.1",
-    "564 batches of 16 images an epoch. What follows?",
+    "564 batches of 16 images an epoch. What fits?",
     {
-        "all 10,015 images were used": "No. They would make 626 batches.",
-        "about 90 % of the images were used for training": "Right: between 9,009 and 9,024 "
-        "images, and 90 % of 10,015 are 9,013.5. That the rest was held out is a reading.",
-        "the images were split by lesion": "The count alone does not show this.",
+        "all 10,015 images of HAM10000": "No. They would make 626 batches.",
+        "about 90 % of the images of HAM10000": "Right: between 9,009 and 9,024 images, and 90 % "
+        "of 10,015 are 9,013.5. It fits, but it does not prove where the images are from.",
+        "a split by lesion, and no other": "The count alone does not show this.",
     },
 )
 
@@ -631,8 +641,7 @@ add_quiz(
     "09.2",
     "Judge each line before you open its reply. Which of the seven is right as it stands?",
     {
-        "(1) the network's output at a position": "Wrong. Which input does the network receive at "
-        "the 64 positions?",
+        "(1) the network's output at a position": "Wrong. Task 9 is about this line.",
         "(2) softmax over the output": "Wrong. It is taken over channels, and a channel is a "
         "coordinate of a vector: not a logit.",
         "(3) a sample from these probabilities": "Wrong. The number of a channel is used as a "

@@ -18,14 +18,14 @@ from ..exercises import Wrong, add_quiz, expect, task
     "03",
     given='''
     def pack_bits(codes, bits):
-        """Codes, int64 (N,), to bytes, uint8 (ceil(N * bits / 8),), without unused bits between
-        them. The most significant bit of each code comes first. Returns a NumPy array."""
+        """Codes, tensor int64 (N,), to bytes, NumPy array uint8 (ceil(N * bits / 8),), without
+        unused bits between them. The most significant bit of each code comes first."""
         ...
     ''',
     solution='''
     def pack_bits(codes, bits):
-        """Codes, int64 (N,), to bytes, uint8 (ceil(N * bits / 8),), without unused bits between
-        them. The most significant bit of each code comes first. Returns a NumPy array."""
+        """Codes, tensor int64 (N,), to bytes, NumPy array uint8 (ceil(N * bits / 8),), without
+        unused bits between them. The most significant bit of each code comes first."""
         shifts = np.arange(bits - 1, -1, -1)
         table = codes.numpy()[:, None] >> shifts & 1
         return np.packbits(table.astype(np.uint8))
@@ -497,10 +497,11 @@ add_quiz(
 
 add_quiz(
     "03.3",
-    "Almost no code shifts with the image. What do the codes describe?",
+    "Almost no code shifts with the image. Why?",
     {
         "each code describes another position": "No. Then codes would still shift with it.",
         "each code describes all positions at once": "Right. A shift changes all of them.",
-        "the encoder is not shift-equivariant": "No. Its convolutions have a total stride of 32.",
+        "the encoder does not shift its features": "No. The total stride of its convolutions is "
+        "32, so its features shift by one column.",
     },
 )

@@ -131,7 +131,7 @@ def code_length(answer):
 
 
 def reference_linear_codec(patches, mean, components, step):
-    """Quantized coefficients and reconstructed patches, see the task `linear_codec`."""
+    """Coded integers and reconstructed patches, see the task `linear_codec`."""
     indices = ((patches - mean) @ components.T / step).round().long()
     return indices, indices * step @ components + mean
 
@@ -142,14 +142,14 @@ def reference_linear_codec(patches, mean, components, step):
     def linear_codec(patches, mean, components, step):
         """Transform, quantize and reconstruct: patches, float (N, D); their mean (D,); orthonormal
         components (C, D), one in each row; quantization step in units of a pixel value.
-        Returns the quantized coefficients, int64 (N, C), and reconstructed patches (N, D)."""
+        Returns the coded integers, int64 (N, C), and reconstructed patches, float (N, D)."""
         ...
     ''',
     solution='''
     def linear_codec(patches, mean, components, step):
         """Transform, quantize and reconstruct: patches, float (N, D); their mean (D,); orthonormal
         components (C, D), one in each row; quantization step in units of a pixel value.
-        Returns the quantized coefficients, int64 (N, C), and reconstructed patches (N, D)."""
+        Returns the coded integers, int64 (N, C), and reconstructed patches, float (N, D)."""
         coefficients = (patches - mean) @ components.T
         indices = (coefficients / step).round().long()
         return indices, indices * step @ components + mean
@@ -173,12 +173,12 @@ def linear_codec(answer):
         if result is None or result is Ellipsis:
             raise NotAttempted
         if not isinstance(result, tuple | list) or len(result) != 2:
-            raise Wrong("Return two things: the quantized coefficients and the patches.")
+            raise Wrong("Return two things: the coded integers and the patches.")
         indices, decoded = result
         case = f"{n} patches of {d} values, {c} components, step {step:.2f}"
         if isinstance(indices, torch.Tensor) and indices.shape == expected.shape:
             _look_at_indices(indices, coefficients, patches, mean, components, step, case)
-        expect(indices, expected, f"{case}: the quantized coefficients", "Round to the nearest.")
+        expect(indices, expected, f"{case}: the coded integers", "Round to the nearest.")
         if isinstance(decoded, torch.Tensor) and decoded.shape == rebuilt.shape:
             for value, message in (
                 (rebuilt - mean, "the mean is missing from the reconstruction: add it back."),
@@ -205,7 +205,7 @@ def _look_at_indices(indices, coefficients, patches, mean, components, step, cas
     if matches((coefficients / step).round().long()):
         return
     if indices.is_floating_point():
-        raise Wrong(f"For {case}: the quantized coefficients should be int64, not {indices.dtype}.")
+        raise Wrong(f"For {case}: the coded integers should be int64, not {indices.dtype}.")
     if matches((patches @ components.T / step).round().long()):
         raise Wrong(f"For {case}: the mean was not subtracted before the projection.")
     if components.shape[0] == components.shape[1] and matches(
@@ -233,7 +233,14 @@ def _look_at_indices(indices, coefficients, patches, mean, components, step, cas
         encode: function from a quality, an integer from 0 to 100, to a file (bytes).
         budget: maximum number of bytes; the first `header` bytes of a file are not counted.
         Returns (quality, file), or None if no file is small enough."""
-        ...
+        low, high = 0, 100
+        while low < high:
+            middle = (low + high + 1) // 2
+            if len(encode(middle)) - header <= budget:
+                low = middle
+            else:
+                high = middle - 1
+        return low, encode(low)
     ''',
     solution='''
     def highest_quality(encode, budget, header=0):
@@ -249,8 +256,8 @@ def _look_at_indices(indices, coefficients, patches, mean, components, step, cas
         return None
     ''',
     hints=(
-        "Sizes do not always increase with the quality (look at the figure above). Which search is "
-        "right even then?",
+        "Look at the files between the one found and the right end of the figure: what does a "
+        "bisection conclude from a file that is too large?",
         "A scan over all 101 settings, from the highest to the lowest, may stop at the first file "
         "that fits.",
         "The test is len(file) - header <= budget. If the loop ends, no file fits: return None.",
@@ -260,7 +267,7 @@ def highest_quality(answer):
     for case, sizes, budget, header in _budget_cases():
         files = [bytes(size) for size in sizes]
         result = answer(files.__getitem__, budget, header)
-        if result is Ellipsis or (result is None and case.startswith("sizes that grow")):
+        if result is Ellipsis:
             raise NotAttempted
         fitting = [q for q, size in enumerate(sizes) if size - header <= budget]
         if not fitting:
@@ -307,7 +314,7 @@ def _budget_cases():
 @task(
     "06",
     given='''
-    def paired_interval(ours, theirs):
+    def difference_interval(ours, theirs):
         """Mean difference of two methods on the same images, with its 95 % interval: dB values,
         float (n,) each, NaN where a method has no file. Returns (mean, low, high)."""
 
@@ -322,7 +329,7 @@ def _budget_cases():
         return mean, mean - 1.96 * error, mean + 1.96 * error
     ''',
     solution='''
-    def paired_interval(ours, theirs):
+    def difference_interval(ours, theirs):
         """Mean difference of two methods on the same images, with its 95 % interval: dB values,
         float (n,) each, NaN where a method has no file. Returns (mean, low, high)."""
         difference = ours - theirs
@@ -339,7 +346,7 @@ def _budget_cases():
     ),
     hides=("vqlib.metrics.paired_bootstrap_interval",),
 )
-def paired_interval(answer):
+def difference_interval(answer):
     for missing in (0, 9):
         n = int(torch.randint(200, 260, ()))
         theirs = 30 + 3 * torch.randn(n)

@@ -519,14 +519,15 @@ def importance_weights(answer):
 
 add_quiz(
     "05.1",
-    "Four images by greedy decoding, unconditional prior. What will they look like?",
+    "Greedy decoding with the unconditional prior. Which image does it give?",
     {
-        "Four very good lesions.": "No. As in the toy prior, always taking the most probable code "
-        "does not give a typical result.",
-        "Four different bland images.": "Not quite. They are bland, but where could a "
-        "difference come from?",
-        "Four times the same image.": "Right: greedy decoding uses no random numbers, and all "
-        "four start from the same empty grid.",
+        "A typical mole, because most training lesions are moles.": "No. A whole mole may be "
+        "typical, but greedy decoding chooses one code at a time. Which code is the more probable "
+        "next one as long as no lesion has begun?",
+        "A blurred average of the training lesions.": "No. Each code is chosen, not averaged, and "
+        "the choice depends on the codes before it.",
+        "Skin without a lesion.": "Right, as in the toy prior: at the places where a lesion could "
+        "begin, more skin is the more probable next step, so none begins.",
     },
 )
 
@@ -537,8 +538,8 @@ add_quiz(
     {
         "Nothing: the sampler respects all kept codes.": "Not quite. It leaves them unchanged, "
         "but no sampled code depends on them, because they come later in the order.",
-        "The halves do not fit together.": "Right. The upper half is sampled as if nothing were "
-        "below it.",
+        "In most images the halves do not fit together.": "Right. The upper half is sampled "
+        "as if nothing were below it.",
         "It raises an error.": "No. The kept codes are valid input, but a causal prior does not "
         "use codes that come later.",
     },

@@ -176,16 +176,16 @@ def _look_at_square(pixels: np.ndarray, width: int, height: int, case: str) -> N
     "01",
     given='''
     def to_input(images, mean, std):
-        """uint8 (B, H, W, 3) in 0..255 -> float32 (B, 3, H, W), normalized with the mean and the
-        standard deviation of the channels, float (3,), which hold for pixels in [0, 1]."""
+        """uint8 (B, H, W, 3) -> float32 (B, 3, H, W), normalized with the mean and the standard
+        deviation of each channel, float (3,), such as those of ImageNet."""
         images = images.permute(0, 3, 1, 2)
         images = (images - mean.view(3, 1, 1)) / std.view(3, 1, 1)
         return images / 255
     ''',
     solution='''
     def to_input(images, mean, std):
-        """uint8 (B, H, W, 3) in 0..255 -> float32 (B, 3, H, W), normalized with the mean and the
-        standard deviation of the channels, float (3,), which hold for pixels in [0, 1]."""
+        """uint8 (B, H, W, 3) -> float32 (B, 3, H, W), normalized with the mean and the standard
+        deviation of each channel, float (3,), such as those of ImageNet."""
         images = images.permute(0, 3, 1, 2) / 255
         return (images - mean.view(3, 1, 1)) / std.view(3, 1, 1)
     ''',
@@ -475,8 +475,16 @@ def transform_batch(answer):
     choices = torch.cat([torch.arange(8), torch.randint(8, (392,))])[torch.randperm(400)]
     images = torch.randint(256, (400, 3, size, size), dtype=torch.uint8)
     choices[0] = 5  # the first image tells whether all follow it
+    wrong_dtype = "The images are uint8 and the result is not: keep the dtype of `images`."
     with _CountCalls() as counter:
-        result = answer(images, choices)
+        try:
+            result = answer(images, choices)
+        except RuntimeError as error:
+            if "dtypes match" in str(error):  # PyTorch's words for out[...] = images[...]
+                raise Wrong(wrong_dtype) from error
+            raise
+    if isinstance(result, Tensor) and result.dtype != images.dtype:
+        raise Wrong(wrong_dtype)
     expected = _transform(images, choices)
     if isinstance(result, Tensor) and result.shape == expected.shape:
         _look_at_transforms(result, images, choices)
@@ -629,10 +637,8 @@ def epoch_batches(answer):
                 raise Wrong(f"{name} the same {word}. Each (seed, epoch) needs its own.")
     if recorded.shared:
         raise Wrong(
-            "Two different random calls start from the same state of a generator, so the order and "
-            "the transforms of a batch use the same random numbers. A SeedSequence ignores zeros "
-            "at the end: (seed, epoch) and (seed, epoch, 0) are the same key. Use (seed, epoch, 0) "
-            "and (seed, epoch, number + 1)."
+            "Two calls share one key: the order and the transforms of a batch come from the same "
+            "random numbers."
         )
 
 
@@ -656,6 +662,12 @@ def _look_at_epoch(batches: list, count: int, size: int) -> None:
 def _same(first: list, second: list) -> bool:
     pairs = zip(first, second, strict=True)
     return all(torch.equal(a, b) for one, two in pairs for a, b in zip(one, two, strict=True))
+
+
+def quiz_lesions(labels: Tensor) -> list[int]:
+    """Image indices A to D of quiz 01.1: nevus, melanoma, melanoma, nevus."""
+    melanomas, nevi = ((labels == label).nonzero().flatten().tolist() for label in (0, 1))
+    return [nevi[0], melanomas[0], melanomas[3], nevi[1]]
 
 
 add_quiz(
@@ -683,11 +695,11 @@ add_quiz(
 
 add_quiz(
     "01.3",
-    "Which of the six can be undone exactly?",
+    "Which of the six can be undone, apart from rounding?",
     {
         "all but Resize": "No. A rotation by any angle loses pixels and cuts off the corners.",
-        "the flips, ToTensor and Normalize": "Right, up to rounding. They only permute pixels or "
-        "rescale their values.",
+        "the flips, ToTensor and Normalize": "Right. They only permute pixels or rescale "
+        "their values.",
         "the flips only": "Not only: ToTensor and Normalize can be undone, too. They rescale the "
         "values, x -> ax + b.",
     },
@@ -708,12 +720,14 @@ add_quiz(
 
 add_quiz(
     "01.5",
-    "Which split estimates the accuracy for a new patient?",
+    "Some patients have several lesions. Which split estimates the accuracy for a new patient?",
     {
-        "by image, because its accuracy is higher": "No. It is higher because the "
-        "classifier also recognizes lesions that it has seen.",
-        "by lesion": "Right. The lesion of a new patient is not in the training split.",
-        "both, on average": "No. The split by image makes the mean too high.",
+        "by image": "No. The classifier also recognizes lesions that it has seen.",
+        "by lesion": "Almost. Another lesion of the same patient, with the same skin and the same "
+        "camera, may be in training. The table of HAM10000 has no patient ids, so this is the best "
+        "split that it allows.",
+        "by patient": "Right. No image of a new patient is in training. But the table of HAM10000 "
+        "has no patient ids, so a split by lesion has to do.",
     },
 )
 

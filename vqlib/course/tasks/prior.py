@@ -78,7 +78,7 @@ def _name_the_wrong_bits(got: Tensor, logits: Tensor, codes: Tensor) -> None:
     def teacher_forcing(codes, start):
         """Inputs and targets of a model that predicts the next code, from int64 (B, H, W, S).
 
-        Returns two int64 (B, H * W * S). The first input is the index `start`.
+        Returns two int64 (B, H * W * S). `start` is an index that no code has.
         """
         targets = codes.flatten(1)
         inputs = targets.clone()
@@ -89,7 +89,7 @@ def _name_the_wrong_bits(got: Tensor, logits: Tensor, codes: Tensor) -> None:
     def teacher_forcing(codes, start):
         """Inputs and targets of a model that predicts the next code, from int64 (B, H, W, S).
 
-        Returns two int64 (B, H * W * S). The first input is the index `start`.
+        Returns two int64 (B, H * W * S). `start` is an index that no code has.
         """
         targets = codes.flatten(1)
         inputs = F.pad(targets[:, :-1], (1, 0), value=start)
@@ -132,7 +132,7 @@ def teacher_forcing(answer):
             )
         if torch.equal(inputs[:, 0], targets[:, -1]):
             raise Wrong("At step 0 the input is the last code of the grid, which comes later.")
-    expect(inputs, expected, f"the inputs of {case}", "The input at step i is the code i - 1.")
+    expect(inputs, expected, f"the inputs of {case}", "Which codes does the model know at step i?")
 
 
 def inputs_as_found(codes: Tensor, start: int) -> tuple[Tensor, Tensor]:
@@ -353,6 +353,11 @@ def vertical_layer(answer):
     rows = F.conv2d(F.pad(x, (3, 3, 3, 0)), weight)  # row r reads the rows r-3..r-1; h + 1 rows
     got = answer(x, weight)
     case = f"a map of {h} rows and {w} columns"
+    if isinstance(got, Tensor) and got.shape == rows.shape:
+        raise Wrong(
+            f"For {case} the output has one row too many. Which row of x must no output row read, "
+            "because no prediction may use it?"
+        )
     if isinstance(got, Tensor) and got.shape != (b, c, h, w):
         raise Wrong(
             f"For {case} the shape should be {(b, c, h, w)}, not {tuple(got.shape)}: one output "
@@ -379,7 +384,7 @@ def vertical_layer(answer):
 
 _BLOCK = '''
     class TwoStackBlock(nn.Module):
-        """One layer of the gated PixelCNN with p channels (van den Oord et al. 2016, Figure 2)."""
+        """One layer of the gated PixelCNN with p channels (van den Oord et al. 2016b, Figure 2)."""
 
         def __init__(self, p, slots):
             super().__init__()
@@ -406,7 +411,8 @@ _BLOCK = '''
         def forward(self, v_stack, h_stack, conditional_bias):
             """New v_stack and h_stack, float (B, p, H, W); conditional_bias is (B, 2p, 1, 1).
 
-            Both stacks split their 2p features with `halves`.
+            Both stacks split their 2p features with `halves`. The first half goes through the tanh,
+            the second through the sigmoid.
             """
 '''
 
@@ -472,6 +478,7 @@ def TwoStackBlock(answer):
                 {"shift": False},
             ),
             ("horizontal_out is missing in the horizontal stack.", {"out": False}),
+            ("In the horizontal stack tanh and sigmoid are exchanged.", {"swapped": True}),
             ("The horizontal stack: did you split with `halves`?", {"halves": False}),
         ):
             if torch.allclose(h_got, reference(*arguments, **options)[1], rtol=1e-4, atol=1e-5):
@@ -598,8 +605,8 @@ add_quiz(
         "positions do not say which codes occur together.",
         "No, neighboring codes do not fit together.": "Right. Borders and colors do not continue "
         "from one position to the next.",
-        "No, they are as bad as random codes.": "Half right. Color and brightness are typical, "
-        "because the marginals know them.",
+        "No, they are as bad as random codes.": "Half right. Color and brightness are mostly "
+        "typical, because the marginals know them.",
     },
 )
 

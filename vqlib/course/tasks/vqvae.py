@@ -293,7 +293,7 @@ def from_slots(answer):
     if _equals(actual, transposed) or (
         isinstance(actual, Tensor) and actual.shape == transposed.shape != z.shape
     ):
-        raise Wrong("Rows and columns are exchanged: look at the order of H and W in the permute.")
+        raise Wrong("Rows and columns are exchanged: H must come before W.")
     idea = "Every number should be back at its image, channel, row and column."
     expect(actual, z, f"the slots of features of shape {tuple(z.shape)}", idea)
 
@@ -473,7 +473,8 @@ def ema_update(answer):
     if unused is not None and not torch.allclose(unused, old_codebook[k - 1]):
         raise Wrong(
             f"A code with the cluster size 0 should keep its codebook vector, but gets "
-            f"{[round(x, 3) for x in unused.tolist()]}. Its sum is 0, too, and 0 / 0 is undefined."
+            f"{[round(x, 3) for x in unused.tolist()]}. Its sum is 0, too, so the vector "
+            "must be kept, not recomputed."
         )
     idea = "The codebook vector is the new ema_sum divided by the new cluster size."
     expect(result[0], codebook, f"the codebook, {case}", idea)
@@ -571,7 +572,8 @@ def build_encoder(answer):
     ''',
     hints=(
         "There are two independent bugs. One concerns the gradients of earlier steps.",
-        "In eval() mode the quantizer does not update its codebook: who calls train()?",
+        "The other one: in which mode is the model after an evaluation? In that mode the quantizer "
+        "does not update its codebook.",
         "optimizer.zero_grad() must come before loss.backward().",
     ),
     hides=("vqlib.training.fit", "vqlib.training.train_vqvae"),
@@ -663,8 +665,9 @@ add_quiz(
         "detached, so nothing computed from its result has a gradient at the codebook.",
         "the encoder": "Right. The result of straight_through has its gradient at z: 2 (e - z) / n "
         "here. A descent step therefore pushes z away from e with weight 1, and the commitment "
-        "loss pulls it back with weight 0.25 only. The codebook never learns. The symptom is a "
-        "vq_loss that explodes while the reconstruction loss falls.",
+        "loss pulls it back with weight 0.25 only. The codebook never learns. In the small "
+        "VQ-VAE of section 4 this bug makes vq_loss rise from 0.2 to above 1,000 within 250 steps, "
+        "while the reconstruction loss falls.",
         "nothing": "Not quite: the result of straight_through has a gradient, at z.",
     },
 )
