@@ -113,7 +113,6 @@ WRONG = {
         (power(errors="0 * "), "adds two standard errors"),
         (power(errors=""), "one standard error is added"),
         (power(result="near <= limit"), "not* report"),
-        (power("held_out.quantile(0.05)"), "Threshold from the held-out images"),
     ],
     "squared_mmd": [
         (MMD + "    return aa.mean() + bb.mean() - 2 * ab.mean()", "the diagonal of the matrix"),
@@ -202,7 +201,7 @@ WRONG = {
         (two_sample(train="x, y"), "trained on all images"),
         (two_sample("torch.arange(len(x)) * folds // len(x)"), "prefers it"),
         (two_sample(train="x[test], y[test]"), "trained on the tested fold only"),
-        (two_sample(tested="~test"), "tested on the images that it was trained on"),
+        (two_sample(tested="~test"), "tested on images that it was trained on"),
         (two_sample(result="    return float(correct.mean())"), "mean over all images"),
         (two_sample(train="x[~test], y"), "images and"),
         (two_sample().replace("range(folds)", "range(folds - 1)"), "should be called"),

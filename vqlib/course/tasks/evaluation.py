@@ -496,7 +496,7 @@ def density_coverage(answer):
         "the sum is divided by k + 1. The image itself is not a neighbor, k are left": (
             lambda r, g, k: _density_coverage(r, g, k)[0] * k / (k + 1)
         ),
-        other: lambda r, g, k: inside(g, r, _kth(g, g, k + 1)).sum() / k / len(g),
+        other: lambda r, g, k: inside(g, r, _kth(g, g, k + 1)).sum() / k / len(r),
         other + " ": lambda r, g, k: inside(r, g, _kth(r, g, k)).sum() / k / len(g),
         "images are counted that lie in any neighborhood, which is the precision. Count the "
         "neighborhoods": lambda r, g, k: _inside(g, r, _kth(r, r, k + 1)),
@@ -505,7 +505,7 @@ def density_coverage(answer):
         "the sum is divided by the number of real images. Density is a mean over the generated "
         "images": lambda r, g, k: _density_coverage(r, g, k)[0] * len(g) / len(r),
         "the mean over the whole table is taken. Sum over the real images, and take the mean over "
-        "the generated ones": lambda r, g, k: _density_coverage(r, g, k)[0] / len(r),
+        "the generated ones": lambda r, g, k: _density_coverage(r, g, k)[0] * k / len(r),
     }
     coverage_mistakes = {
         own: lambda r, g, k: float(inside(r, g, _kth(r, r, k)).amax(0).mean()),
@@ -650,6 +650,9 @@ def two_sample_accuracy(answer):
             "the classifier is tested on the images that it was trained on": (
                 (correct * (1 - tested)).sum(0) / (folds - 1)
             ),
+            "the classifier is tested on images that it was trained on": correct[
+                folds - 1 - tested[-1].long(), torch.arange(len(x))
+            ],
             "the classifier is tested on all images, also on those that it was trained "
             "on": correct.mean(0),
         }
