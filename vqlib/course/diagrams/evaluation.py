@@ -16,9 +16,11 @@ from ..training_curves import WIDTH
 from . import arrow, box, canvas
 
 
-def _balls(axis: Axes, centers: Tensor, points: Tensor, k: int, colors: tuple[str, str]) -> int:
-    """Balls of `centers`, and the points inside (filled) and outside (hollow); returns how many
-    are inside."""
+def _neighborhoods(
+    axis: Axes, centers: Tensor, points: Tensor, k: int, colors: tuple[str, str]
+) -> int:
+    """Neighborhoods of `centers`, and the points inside (filled) and outside (hollow); returns how
+    many are inside."""
     radius = torch.cdist(centers, centers).kthvalue(k + 1).values
     for center, r in zip(centers.tolist(), radius.tolist(), strict=True):
         axis.add_patch(Circle(center, r, fc=colors[0], ec=colors[0], alpha=0.12))
@@ -34,7 +36,7 @@ def _balls(axis: Axes, centers: Tensor, points: Tensor, k: int, colors: tuple[st
 
 def precision_and_recall(k: int = 3) -> Figure:
     """Two sets of points in the plane: a wide real set with one outlier, and a narrower generated
-    set; left the balls of the real points (precision), right those of the generated ones
+    set; left the neighborhoods of the real points (precision), right those of the generated ones
     (recall)."""
     generator = torch.Generator().manual_seed(5)
     real = torch.randn(24, 2, generator=generator) * torch.tensor([1.0, 0.8]) - 0.7
@@ -42,12 +44,15 @@ def precision_and_recall(k: int = 3) -> Figure:
     generated = torch.randn(20, 2, generator=generator) * 0.45 - torch.tensor([1.0, 0.7])
     generated = torch.cat([generated, torch.tensor([[3.6, 2.4], [1.6, 0.6], [3.2, -2.4]])])
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 4.1))
-    inside = _balls(axes[0], real, generated, k, ("C0", "C1"))
-    axes[0].set_title(f"Precision: {inside} of {len(generated)} generated in balls of real")
-    inside = _balls(axes[1], generated, real, k, ("C1", "C0"))
-    axes[1].set_title(f"Recall: {inside} of {len(real)} real in balls of generated")
+    inside = _neighborhoods(axes[0], real, generated, k, ("C0", "C1"))
+    axes[0].set_title(
+        f"Precision, neighborhoods of real: {inside} of {len(generated)} generated inside"
+    )
+    inside = _neighborhoods(axes[1], generated, real, k, ("C1", "C0"))
+    axes[1].set_title(f"Recall, neighborhoods of generated: {inside} of {len(real)} real inside")
     figure.supxlabel(
-        f"blue: real, orange: generated; triangle: center of a ball; hollow: in no ball; k = {k}",
+        "blue: real, orange: generated; triangle: center of a neighborhood; "
+        f"hollow: in no neighborhood; k = {k}",
         fontsize=10,
     )
     return figure

@@ -335,7 +335,7 @@ def _kth(points: Tensor, others: Tensor, k: int) -> Tensor:
     "07",
     given='''
     def precision(real, generated, k=3):
-        """Fraction of generated images inside a ball of a real image.
+        """Fraction of generated images inside the neighborhood of a real image.
 
         real: features (n, D). generated: features (m, D). k: number of the neighbor that
         defines the radius. Returns a number in [0, 1].
@@ -344,7 +344,7 @@ def _kth(points: Tensor, others: Tensor, k: int) -> Tensor:
     ''',
     solution='''
     def precision(real, generated, k=3):
-        """Fraction of generated images inside a ball of a real image.
+        """Fraction of generated images inside the neighborhood of a real image.
 
         real: features (n, D). generated: features (m, D). k: number of the neighbor that
         defines the radius. Returns a number in [0, 1].
@@ -358,8 +358,8 @@ def _kth(points: Tensor, others: Tensor, k: int) -> Tensor:
         "the other real images. torch.cdist gives all distances.",
         "In torch.cdist(real, real) the smallest distance of each row is 0: that of the image to "
         "itself.",
-        "A generated image counts if it lies in at least one ball: `any` over the real images, "
-        "then the mean over the generated ones.",
+        "A generated image counts if it lies in at least one neighborhood: `any` over the real "
+        "images, then the mean over the generated ones.",
     ),
     hides=("vqlib.evaluation.set_measures.precision_recall",),
 )
@@ -376,7 +376,7 @@ def precision(answer):
         cases.append((real, generated, k))
         answers.append(float(result))
 
-    def nearest_ball(r, g, k):
+    def nearest_neighborhood(r, g, k):
         distance, index = torch.cdist(g, r).min(1)
         return float((distance <= _kth(r, r, k + 1)[index]).float().mean())
 
@@ -385,20 +385,20 @@ def precision(answer):
         "comes first, so the k-th neighbor is entry k + 1": lambda r, g, k: _inside(
             g, r, _kth(r, r, k)
         ),
-        "this is the recall, the fraction of real images in balls of generated "
+        "this is the recall, the fraction of real images in neighborhoods of generated "
         "images": lambda r, g, k: _inside(r, g, _kth(g, g, k + 1)),
         "the radius comes from the other set: it is the distance of a real image to its k-th "
         "neighbor among the generated images. Use its neighbors among the real "
         "ones": lambda r, g, k: _inside(g, r, _kth(r, g, k)),
         "the radius comes from the other set: each generated image has a radius of its own. The "
-        "balls belong to the real images": lambda r, g, k: float(
+        "neighborhoods belong to the real images": lambda r, g, k: float(
             (torch.cdist(g, r) <= _kth(g, g, k + 1)[:, None]).any(1).float().mean()
         ),
-        "only the ball of the nearest real image is considered. An image may lie outside of it "
-        "and inside a larger ball": nearest_ball,
-        "pairs are counted. A generated image that lies in many balls counts "
+        "only the neighborhood of the nearest real image is considered. An image may lie outside "
+        "of it and inside a larger neighborhood": nearest_neighborhood,
+        "pairs are counted. A generated image that lies in many neighborhoods counts "
         "once": lambda r, g, k: float((torch.cdist(g, r) <= _kth(r, r, k + 1)).float().mean()),
-        "one radius is used for all balls, the mean radius. Each real image has its "
+        "one radius is used for all neighborhoods, the mean radius. Each real image has its "
         "own": lambda r, g, k: _inside(g, r, _kth(r, r, k + 1).mean()),
     }
     expected = [_inside(g, r, _kth(r, r, k + 1)) for r, g, k in cases]
@@ -412,7 +412,7 @@ def precision(answer):
         if agree([function(*case) for case in cases]):
             raise Wrong(f"It looks as if {mistake}.")
     first = next(i for i, x in enumerate(expected) if abs(x - answers[i]) >= 1e-4)
-    idea = "Radius of each real image, then for each generated image: is it in any of the balls?"
+    idea = "Radius of each real image; then: is a generated image in any of the neighborhoods?"
     case = f"20 real and 31 generated images with 2 features, k = {cases[first][2]}"
     expect(answers[first], expected[first], case, idea)
 
@@ -696,9 +696,9 @@ add_quiz(
     "07.3",
     "Which precision will the marginals have, which do not look like lesions?",
     {
-        "near 0": "No. One large ball is enough for an image to count as realistic.",
+        "near 0": "No. One large neighborhood is enough for an image to count as realistic.",
         "about 0.2": "No, it is much higher.",
-        "above 0.7": "Right. Precision alone does not detect this defect.",
+        "about 0.7": "Right. Precision alone does not detect this defect.",
     },
 )
 
