@@ -43,13 +43,13 @@ def precision_and_recall(k: int = 3) -> Figure:
     real = torch.cat([real, torch.tensor([[2.6, 1.6]])])
     generated = torch.randn(20, 2, generator=generator) * 0.45 - torch.tensor([1.0, 0.7])
     generated = torch.cat([generated, torch.tensor([[3.6, 2.4], [1.6, 0.6], [3.2, -2.4]])])
-    figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 4.1))
+    figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 4.3))
     inside = _neighborhoods(axes[0], real, generated, k, ("C0", "C1"))
     axes[0].set_title(
-        f"Precision, neighborhoods of real: {inside} of {len(generated)} generated inside"
+        f"Precision: {inside} of {len(generated)} generated\nin neighborhoods of real"
     )
     inside = _neighborhoods(axes[1], generated, real, k, ("C1", "C0"))
-    axes[1].set_title(f"Recall, neighborhoods of generated: {inside} of {len(real)} real inside")
+    axes[1].set_title(f"Recall: {inside} of {len(real)} real\nin neighborhoods of generated")
     figure.supxlabel(
         "blue: real, orange: generated; triangle: center of a neighborhood; "
         f"hollow: in no neighborhood; k = {k}",
