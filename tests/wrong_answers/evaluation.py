@@ -26,6 +26,59 @@ def ball(radius, distances="torch.cdist(generated, real)", reduce="any(1).float(
     )
 
 
+POWER = (
+    "def copy_test_power(held_out, innocent, copies, innocent_index, copy_index):\n"
+    "    distances = torch.cat([innocent[innocent_index], copies[copy_index]], 1)\n"
+    "    sets, n = distances.shape\n"
+)
+DENSITY = "def density_coverage(real, generated, k=5):\n"
+TWO_SAMPLE = (
+    "def two_sample_accuracy(a, b, fit, folds=5):\n"
+    "    x = torch.cat([a, b])\n"
+    "    y = torch.cat([-torch.ones(len(a)), torch.ones(len(b))])\n"
+)
+BALANCED = "    return float(correct[y < 0].mean() + correct[y > 0].mean()) / 2"
+
+
+def power(threshold="held_out.quantile(0.01)", n="n", errors="2 * ", result="near > limit"):
+    return (
+        POWER
+        + f"    near = (distances < {threshold}).double().mean(1)\n"
+        + f"    limit = 0.01 + {errors}(0.01 * 0.99 / {n}) ** 0.5\n"
+        + f"    return float(({result}).double().mean())"
+    )
+
+
+def neighborhoods(
+    radius="torch.cdist(real, real).kthvalue(k + 1).values",
+    density="inside.sum(1).float().mean() / k",
+    coverage="inside.any(0).float().mean()",
+    distances="torch.cdist(generated, real)",
+):
+    return (
+        DENSITY
+        + f"    radius = {radius}\n    inside = {distances} <= radius\n"
+        + f"    return float({density}), float({coverage})"
+    )
+
+
+def two_sample(
+    fold="torch.arange(len(x)) % folds",
+    train="x[~test], y[~test]",
+    tested="test",
+    result=BALANCED,
+):
+    return (
+        TWO_SAMPLE
+        + f"    fold = {fold}\n    correct = torch.zeros(len(x))\n"
+        + "    for i in range(folds):\n        test = fold == i\n"
+        + f"        weights, bias = fit({train})\n"
+        + f"        right = y[{tested}] * (x[{tested}] @ weights + bias) > 0\n"
+        + f"        correct[{tested}] = right.float()\n"
+        + result
+    )
+
+
 REAL_RADIUS = "torch.cdist(real, real).kthvalue(k + 1).values"
 
 WRONG = {
@@ -50,6 +103,16 @@ WRONG = {
             + "    return equal.max(1).values, torch.arange(len(codes)) + 24",
             "returned index",
         ),
+    ],
+    "copy_test_power": [
+        (power(result="near"), "fraction of *sets*"),
+        (power("innocent.quantile(0.01)"), "only the held-out"),
+        (power("held_out.quantile(0.99)"), "99 % quantile"),
+        (power(n="sets"), "number of simulated sets"),
+        (power(n="len(held_out)"), "number of held-out images"),
+        (power(errors="0 * "), "adds two standard errors"),
+        (power(errors=""), "one standard error is added"),
+        (power(result="near <= limit"), "not* report"),
     ],
     "squared_mmd": [
         (MMD + "    return aa.mean() + bb.mean() - 2 * ab.mean()", "the diagonal of the matrix"),
@@ -106,6 +169,45 @@ WRONG = {
             + "    nearest = torch.cdist(generated, real).min(1)\n"
             + "    return float((nearest.values <= radius[nearest.indices]).float().mean())",
             "nearest real image",
+        ),
+    ],
+    "density_coverage": [
+        (neighborhoods(density="inside.sum(1).float().mean()"), "division by k is missing"),
+        (neighborhoods("torch.cdist(real, real).kthvalue(k).values"), "own first neighbor"),
+        (neighborhoods(density="inside.sum(1).float().mean() / (k + 1)"), "divided by k + 1"),
+        (
+            neighborhoods("torch.cdist(real, generated).kthvalue(k).values"),
+            "those of the generated images",
+        ),
+        (
+            neighborhoods(
+                "torch.cdist(generated, generated).kthvalue(k + 1).values",
+                distances="torch.cdist(real, generated)",
+            ),
+            "those of the generated images",
+        ),
+        (neighborhoods(density="inside.any(1).float().mean()"), "which is the precision"),
+        (neighborhoods(density="inside.any(1).float().mean() / k"), "in several of them"),
+        (neighborhoods(density="inside.sum(0).float().mean() / k"), "number of real images"),
+        (neighborhoods(density="inside.float().mean()"), "mean over the whole table"),
+        (neighborhoods(coverage="inside.any(1).float().mean()"), "Coverage: it looks as if images"),
+        (neighborhoods(coverage="inside.any(0).float().mean() / k"), "divided by k"),
+        (
+            DENSITY + "    return vqlib.evaluation.set_measures.density_coverage(real, generated)",
+            "calls vqlib.evaluation.set_measures.density_coverage",
+        ),
+    ],
+    "two_sample_accuracy": [
+        (two_sample(train="x, y"), "trained on all images"),
+        (two_sample("torch.arange(len(x)) * folds // len(x)"), "prefers it"),
+        (two_sample(train="x[test], y[test]"), "trained on the tested fold only"),
+        (two_sample(tested="~test"), "tested on images that it was trained on"),
+        (two_sample(result="    return float(correct.mean())"), "mean over all images"),
+        (two_sample(train="x[~test], y"), "images and"),
+        (two_sample().replace("range(folds)", "range(folds - 1)"), "should be called"),
+        (
+            TWO_SAMPLE + "    return vqlib.evaluation.set_measures.two_sample_accuracy(a, b)[0]",
+            "calls vqlib.evaluation.set_measures.two_sample_accuracy",
         ),
     ],
 }

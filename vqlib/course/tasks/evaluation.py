@@ -1,4 +1,4 @@
-"""Tasks of notebook 07: near copies, the kernel distance, precision."""
+"""Tasks of notebook 07: copies, kernel distance, precision, density, two-sample test."""
 
 from __future__ import annotations
 
@@ -6,6 +6,17 @@ import torch
 from torch import Tensor
 
 from ..exercises import NotAttempted, Wrong, add_quiz, expect, task
+
+
+def _number(result: object) -> float:
+    """The number that an answer returned; raises `Wrong` or `NotAttempted`."""
+    if result is None or result is Ellipsis:
+        raise NotAttempted
+    if isinstance(result, Tensor) and result.numel() == 1:
+        return float(result)
+    if isinstance(result, int | float):
+        return float(result)
+    raise Wrong(f"One number was expected, not {type(result).__name__}.")
 
 
 @task(
@@ -102,6 +113,111 @@ def nearest_training_grid(answer):
         f"{case}, equal codes with the training grid of the returned index",
         "The index is that of the training grid with the largest number.",
     )
+
+
+def _copy_test_power(
+    held_out: Tensor,
+    innocent: Tensor,
+    copies: Tensor,
+    innocent_index: Tensor,
+    copy_index: Tensor,
+    *,
+    threshold: float | None = None,
+    n: float | None = None,
+    errors: float = 2,
+    mean: bool = False,
+    quantile: float = 0.01,
+) -> float:
+    # The power, or the result of a typical mistake.
+    if threshold is None:
+        threshold = float(held_out.quantile(quantile))
+    near = torch.cat([innocent[innocent_index], copies[copy_index]], 1) < threshold
+    fraction = near.double().mean(1)
+    if mean:
+        return float(fraction.mean())
+    n = n or near.shape[1]
+    return float((fraction > 0.01 + errors * (0.01 * 0.99 / n) ** 0.5).double().mean())
+
+
+@task(
+    "07",
+    given='''
+    def copy_test_power(held_out, innocent, copies, innocent_index, copy_index):
+        """Fraction of the simulated sets in which the test reports copying.
+
+        held_out, innocent, copies: distances to the nearest training image, float (N,) each.
+        innocent_index (sets, n - c) and copy_index (sets, c): int64. Row t chooses the images of
+        simulated set t from `innocent` and from `copies`. Returns a number in [0, 1].
+        """
+        ...
+    ''',
+    solution='''
+    def copy_test_power(held_out, innocent, copies, innocent_index, copy_index):
+        """Fraction of the simulated sets in which the test reports copying.
+
+        held_out, innocent, copies: distances to the nearest training image, float (N,) each.
+        innocent_index (sets, n - c) and copy_index (sets, c): int64. Row t chooses the images of
+        simulated set t from `innocent` and from `copies`. Returns a number in [0, 1].
+        """
+        distances = torch.cat([innocent[innocent_index], copies[copy_index]], dim=1)  # (sets, n)
+        near_copies = (distances < held_out.quantile(0.01)).double().mean(1)  # fraction in each set
+        n = distances.shape[1]
+        limit = 0.01 + 2 * (0.01 * 0.99 / n) ** 0.5
+        return float((near_copies > limit).double().mean())
+    ''',
+    hints=(
+        "innocent[innocent_index] has the shape of the index: the distances of the innocent "
+        "images of all simulated sets. Put the copies beside them: torch.cat(..., dim=1).",
+        "The test knows neither the innocent images nor the copies. Its threshold comes from the "
+        "held-out images. In each set, count the fraction of distances below it.",
+        "The limit needs the number n of images in one set. The result is the fraction of *sets* "
+        "above the limit, not the fraction of images.",
+    ),
+    hides=("vqlib.evaluation.set_measures.nearest_training",),
+)
+def copy_test_power(answer):
+    for c in (4, 7, 0):
+        n, sets = 300, 400
+        held_out, innocent = torch.rand(70) + 0.5, 0.6 * torch.rand(80) + 0.515
+        copies = 0.5 * torch.rand(30) + 0.1 + 0.25 * torch.rand(())
+        copies[:4] += 0.6
+        held_out[0], innocent[0] = 0.505, 0.4
+        arguments = (
+            held_out,
+            innocent,
+            copies,
+            torch.randint(80, (sets, n - c)),
+            torch.randint(30, (sets, c)),
+        )
+        value = _number(answer(*arguments))
+        expected = _copy_test_power(*arguments)
+        case = f"{sets} sets of {n} images with {c} copies each"
+        far = 1 - _copy_test_power(*arguments)
+        mistakes = {
+            "the mean fraction of near-copies was returned. The power is the fraction of *sets* in "
+            "which this fraction exceeds the limit": _copy_test_power(*arguments, mean=True),
+            "the threshold comes from the innocent images. The test has only the held-out "
+            "images": _copy_test_power(*arguments, threshold=float(innocent.quantile(0.01))),
+            "the threshold is the 99 % quantile of the held-out distances. Copies are *nearer* to "
+            "the training images than others": _copy_test_power(*arguments, quantile=0.99),
+            "the limit is computed with the number of simulated sets. It depends on the number of "
+            "images in one set": _copy_test_power(*arguments, n=sets),
+            "the limit is computed with the number of held-out images. n is the number of images "
+            "in one set": _copy_test_power(*arguments, n=len(held_out)),
+            "a set counts as soon as its fraction exceeds 0.01. The limit adds two standard "
+            "errors": _copy_test_power(*arguments, errors=0),
+            "one standard error is added to 0.01 instead of two": _copy_test_power(
+                *arguments, errors=1
+            ),
+            "the sets are counted in which the test does *not* report copying": far,
+        }
+        if abs(value - expected) < 1e-6:
+            continue
+        for mistake, wrong in mistakes.items():
+            if abs(value - wrong) < 1e-6:
+                raise Wrong(f"For {case}: it looks as if {mistake}.")
+        idea = "Threshold from the held-out images; fraction below it in each set; limit; mean."
+        expect(value, expected, case, idea, rtol=0, atol=1e-6)
 
 
 def _squared_mmd(
@@ -219,7 +335,7 @@ def _kth(points: Tensor, others: Tensor, k: int) -> Tensor:
     "07",
     given='''
     def precision(real, generated, k=3):
-        """Fraction of generated images inside a ball of a real image.
+        """Fraction of generated images inside the neighborhood of a real image.
 
         real: features (n, D). generated: features (m, D). k: number of the neighbor that
         defines the radius. Returns a number in [0, 1].
@@ -228,7 +344,7 @@ def _kth(points: Tensor, others: Tensor, k: int) -> Tensor:
     ''',
     solution='''
     def precision(real, generated, k=3):
-        """Fraction of generated images inside a ball of a real image.
+        """Fraction of generated images inside the neighborhood of a real image.
 
         real: features (n, D). generated: features (m, D). k: number of the neighbor that
         defines the radius. Returns a number in [0, 1].
@@ -242,8 +358,8 @@ def _kth(points: Tensor, others: Tensor, k: int) -> Tensor:
         "the other real images. torch.cdist gives all distances.",
         "In torch.cdist(real, real) the smallest distance of each row is 0: that of the image to "
         "itself.",
-        "A generated image counts if it lies in at least one ball: `any` over the real images, "
-        "then the mean over the generated ones.",
+        "A generated image counts if it lies in at least one neighborhood: `any` over the real "
+        "images, then the mean over the generated ones.",
     ),
     hides=("vqlib.evaluation.set_measures.precision_recall",),
 )
@@ -260,7 +376,7 @@ def precision(answer):
         cases.append((real, generated, k))
         answers.append(float(result))
 
-    def nearest_ball(r, g, k):
+    def nearest_neighborhood(r, g, k):
         distance, index = torch.cdist(g, r).min(1)
         return float((distance <= _kth(r, r, k + 1)[index]).float().mean())
 
@@ -269,20 +385,20 @@ def precision(answer):
         "comes first, so the k-th neighbor is entry k + 1": lambda r, g, k: _inside(
             g, r, _kth(r, r, k)
         ),
-        "this is the recall, the fraction of real images in balls of generated "
+        "this is the recall, the fraction of real images in neighborhoods of generated "
         "images": lambda r, g, k: _inside(r, g, _kth(g, g, k + 1)),
         "the radius comes from the other set: it is the distance of a real image to its k-th "
         "neighbor among the generated images. Use its neighbors among the real "
         "ones": lambda r, g, k: _inside(g, r, _kth(r, g, k)),
         "the radius comes from the other set: each generated image has a radius of its own. The "
-        "balls belong to the real images": lambda r, g, k: float(
+        "neighborhoods belong to the real images": lambda r, g, k: float(
             (torch.cdist(g, r) <= _kth(g, g, k + 1)[:, None]).any(1).float().mean()
         ),
-        "only the ball of the nearest real image is considered. An image may lie outside of it "
-        "and inside a larger ball": nearest_ball,
-        "pairs are counted. A generated image that lies in many balls counts "
+        "only the neighborhood of the nearest real image is considered. An image may lie outside "
+        "of it and inside a larger neighborhood": nearest_neighborhood,
+        "pairs are counted. A generated image that lies in many neighborhoods counts "
         "once": lambda r, g, k: float((torch.cdist(g, r) <= _kth(r, r, k + 1)).float().mean()),
-        "one radius is used for all balls, the mean radius. Each real image has its "
+        "one radius is used for all neighborhoods, the mean radius. Each real image has its "
         "own": lambda r, g, k: _inside(g, r, _kth(r, r, k + 1).mean()),
     }
     expected = [_inside(g, r, _kth(r, r, k + 1)) for r, g, k in cases]
@@ -296,9 +412,261 @@ def precision(answer):
         if agree([function(*case) for case in cases]):
             raise Wrong(f"It looks as if {mistake}.")
     first = next(i for i, x in enumerate(expected) if abs(x - answers[i]) >= 1e-4)
-    idea = "Radius of each real image, then for each generated image: is it in any of the balls?"
+    idea = "Radius of each real image; then: is a generated image in any of the neighborhoods?"
     case = f"20 real and 31 generated images with 2 features, k = {cases[first][2]}"
     expect(answers[first], expected[first], case, idea)
+
+
+def _density_coverage(real: Tensor, generated: Tensor, k: int) -> tuple[float, float]:
+    inside = torch.cdist(generated, real) <= _kth(real, real, k + 1)
+    return float(inside.sum(1).float().mean() / k), float(inside.any(0).float().mean())
+
+
+@task(
+    "07",
+    given='''
+    def density_coverage(real, generated, k=5):
+        """Density and coverage of the generated images, two numbers.
+
+        real: features (n, D). generated: features (m, D). k: number of the neighbor that
+        defines the radius.
+        """
+        ...
+    ''',
+    solution='''
+    def density_coverage(real, generated, k=5):
+        """Density and coverage of the generated images, two numbers.
+
+        real: features (n, D). generated: features (m, D). k: number of the neighbor that
+        defines the radius.
+        """
+        radius = torch.cdist(real, real).kthvalue(k + 1, dim=1).values  # (n,)
+        inside = torch.cdist(generated, real) <= radius  # (m, n)
+        density = inside.sum(1).float().mean() / k
+        coverage = inside.any(0).float().mean()
+        return float(density), float(coverage)
+    ''',
+    hints=(
+        "Both need the same table as the precision: inside[i, j] says whether generated image i "
+        "lies in the neighborhood of real image j.",
+        "Density counts, for each generated image, the neighborhoods that contain it. Coverage "
+        "asks, for each neighborhood, whether it contains any generated image.",
+        "density: the sum of the whole table, divided by k times the number of generated images. "
+        "coverage: `any` over the generated images (axis 0), then the mean.",
+    ),
+    hides=(
+        "vqlib.evaluation.set_measures.density_coverage",
+        "vqlib.evaluation.set_measures.precision_recall",
+    ),
+)
+def density_coverage(answer):
+    cases, answers = [], []
+    for _ in range(12):
+        k = int(torch.randint(2, 6, ()))
+        real, generated = torch.randn(20, 2), torch.randn(31, 2) + 0.7
+        result = answer(real, generated, k)
+        if result is None or result is Ellipsis:
+            raise NotAttempted
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise Wrong("Two numbers were expected: the density and the coverage.")
+        cases.append((real, generated, k))
+        answers.append(tuple(_number(each) for each in result))
+
+    def agree(function, which):
+        return all(
+            abs(given[which] - function(*case)) < 1e-4
+            for given, case in zip(answers, cases, strict=True)
+        )
+
+    own = (
+        "an image is counted as its own first neighbor. The distance 0 of an image to itself comes "
+        "first, so the k-th neighbor is entry k + 1"
+    )
+    other = (
+        "the neighborhoods are those of the generated images. They belong to the real images, "
+        "whose k-th neighbors are real, too"
+    )
+
+    def inside(r, g, radius):
+        return (torch.cdist(g, r) <= radius).float()
+
+    density_mistakes = {
+        "the division by k is missing": lambda r, g, k: k * _density_coverage(r, g, k)[0],
+        own: lambda r, g, k: inside(r, g, _kth(r, r, k)).sum() / k / len(g),
+        "the sum is divided by k + 1. The image itself is not a neighbor, k are left": (
+            lambda r, g, k: _density_coverage(r, g, k)[0] * k / (k + 1)
+        ),
+        other: lambda r, g, k: inside(g, r, _kth(g, g, k + 1)).sum() / k / len(r),
+        other + " ": lambda r, g, k: inside(r, g, _kth(r, g, k)).sum() / k / len(g),
+        "images are counted that lie in any neighborhood, which is the precision. Count the "
+        "neighborhoods": lambda r, g, k: _inside(g, r, _kth(r, r, k + 1)),
+        "images are counted that lie in any neighborhood. Count the neighborhoods, an image can "
+        "lie in several of them": lambda r, g, k: _inside(g, r, _kth(r, r, k + 1)) / k,
+        "the sum is divided by the number of real images. Density is a mean over the generated "
+        "images": lambda r, g, k: _density_coverage(r, g, k)[0] * len(g) / len(r),
+        "the mean over the whole table is taken. Sum over the real images, and take the mean over "
+        "the generated ones": lambda r, g, k: _density_coverage(r, g, k)[0] * k / len(r),
+    }
+    coverage_mistakes = {
+        own: lambda r, g, k: float(inside(r, g, _kth(r, r, k)).amax(0).mean()),
+        "images are counted that lie in any neighborhood, which is the precision. Count the "
+        "neighborhoods that contain any image": lambda r, g, k: _inside(g, r, _kth(r, r, k + 1)),
+        "this is the recall, with neighborhoods of generated images. For coverage they belong to "
+        "the real images": lambda r, g, k: _inside(r, g, _kth(g, g, k + 1)),
+        other: lambda r, g, k: float(inside(r, g, _kth(r, g, k)).amax(0).mean()),
+        "the coverage is divided by k. It is a fraction of the neighborhoods": (
+            lambda r, g, k: _density_coverage(r, g, k)[1] / k
+        ),
+        "the neighborhoods are not counted once each: a neighborhood with several images "
+        "is covered once": lambda r, g, k: float(inside(r, g, _kth(r, r, k + 1)).sum(0).mean()),
+    }
+    for which, name, mistakes in (
+        (0, "Density", density_mistakes),
+        (1, "Coverage", coverage_mistakes),
+    ):
+        if agree(lambda r, g, k, which=which: _density_coverage(r, g, k)[which], which):
+            continue
+        for mistake, function in mistakes.items():
+            if agree(function, which):
+                raise Wrong(f"{name}: it looks as if {mistake.strip()}.")
+        first = next(
+            i
+            for i, case in enumerate(cases)
+            if abs(answers[i][which] - _density_coverage(*case)[which]) >= 1e-4
+        )
+        case = f"20 real and 31 generated images with 2 features, k = {cases[first][2]}"
+        expected = _density_coverage(*cases[first])[which]
+        idea = "Which generated image (row) lies in the neighborhood of which real image (column)?"
+        expect(answers[first][which], expected, f"{case}, {name.lower()}", idea)
+
+
+@task(
+    "07",
+    given='''
+    def two_sample_accuracy(a, b, fit, folds=5):
+        """Accuracy of a classifier on images of two sets that it was not trained on.
+
+        a, b: features (n, D) and (m, D). fit(x, y) trains on the images x with the labels y,
+        -1 for `a` and 1 for `b`, and returns weights (D,) and a bias. Each image is tested once.
+        Returns the mean of the accuracies on both sets.
+        """
+        x = torch.cat([a, b])
+        y = torch.cat([-torch.ones(len(a)), torch.ones(len(b))])
+        fold = torch.arange(len(x)) * folds // len(x)  # 0 to folds - 1
+        correct = torch.zeros(len(x))
+        for i in range(folds):
+            test = fold == i
+            weights, bias = fit(x, y)
+            correct[test] = (y[test] * (x[test] @ weights + bias) > 0).float()
+        return float(correct[y < 0].mean() + correct[y > 0].mean()) / 2
+    ''',
+    solution='''
+    def two_sample_accuracy(a, b, fit, folds=5):
+        """Accuracy of a classifier on images of two sets that it was not trained on.
+
+        a, b: features (n, D) and (m, D). fit(x, y) trains on the images x with the labels y,
+        -1 for `a` and 1 for `b`, and returns weights (D,) and a bias. Each image is tested once.
+        Returns the mean of the accuracies on both sets.
+        """
+        x = torch.cat([a, b])
+        y = torch.cat([-torch.ones(len(a)), torch.ones(len(b))])
+        fold = torch.arange(len(x)) % folds  # in each fold the same mixture of both sets
+        correct = torch.zeros(len(x))
+        for i in range(folds):
+            test = fold == i
+            weights, bias = fit(x[~test], y[~test])
+            correct[test] = (y[test] * (x[test] @ weights + bias) > 0).float()
+        return float(correct[y < 0].mean() + correct[y > 0].mean()) / 2
+    ''',
+    hints=(
+        "Which images does `fit` see in each pass of the loop, and which are tested?",
+        "Train on the images that are not in the tested fold: ~test. Is the accuracy for two real "
+        "sets now 50 %? Print `fold` for both sets.",
+        "With the given assignment, the first fold has images of `a` only, so the classifier is "
+        "trained on more images of `b` and prefers `b`. Each fold needs the same mixture of both "
+        "sets: torch.arange(len(x)) % folds, for example.",
+    ),
+    hides=("vqlib.evaluation.set_measures.two_sample_accuracy",),
+)
+def two_sample_accuracy(answer):
+    for n, m, folds in ((40, 60, 5), (48, 48, 4)):
+        a, b = torch.randn(n, 6), torch.randn(m, 6) + 0.5
+        x, is_b = torch.cat([a, b]), torch.arange(n + m) >= n
+        calls = []
+
+        def fit(rows, labels, x=x, is_b=is_b, calls=calls):
+            if len(rows) != len(labels):
+                raise Wrong(
+                    f"`fit` received {len(rows)} images and {len(labels)} labels. Choose the same "
+                    "part of both."
+                )
+            found = (rows[:, None] == x).all(-1)
+            used = found.any(0)
+            if not found.any(1).all():
+                raise Wrong("`fit` received rows that are not images of the two sets.")
+            if ((labels > 0) != is_b[found.float().argmax(1)]).any():
+                raise Wrong("`fit` received labels that do not belong to the images.")
+            # Any weights would do: the accuracy of the test images is computed from them below.
+            weights, bias = torch.randn(6), torch.randn(())
+            calls.append((used, weights, bias))
+            return weights, bias
+
+        value = _number(answer(a, b, fit, folds))
+        case = f"sets of {n} and {m} images and {folds} folds"
+        if len(calls) != folds:
+            raise Wrong(f"For {case}: `fit` should be called {folds} times, not {len(calls)}.")
+        tested = torch.stack([~used for used, _, _ in calls])
+        if not tested.any():
+            raise Wrong(
+                f"For {case}: the classifier is trained on all images, also on tested ones."
+            )
+        if (tested.sum(1) > 0.6 * len(x)).all():
+            raise Wrong(
+                f"For {case}: the classifier is trained on the tested fold only. Train it on the "
+                "other folds."
+            )
+        if (tested.sum(0) != 1).any():
+            raise Wrong(
+                f"For {case}: each image should be left out of the training in exactly one pass, "
+                "the one in which it is tested."
+            )
+        shares = torch.stack(
+            [each[is_b].float().mean() - each[~is_b].float().mean() for each in tested]
+        )
+        if shares.abs().max() > 0.4:
+            worst = int(shares.abs().argmax())
+            counts = int(tested[worst, :n].sum()), int(tested[worst, n:].sum())
+            raise Wrong(
+                f"For {case}: one tested fold has {counts[0]} images of `a` and {counts[1]} of "
+                "`b`. The classifier sees more of the other set in training and prefers it. "
+                "Each fold needs about the same mixture."
+            )
+        scores = torch.stack([x @ weights + bias for _, weights, bias in calls])
+        correct = ((scores > 0) == is_b).float()
+        tested = tested.float()
+        right = (correct * tested).sum(0)  # each image is tested once
+        expected = float(right[~is_b].mean() + right[is_b].mean()) / 2
+        mistakes = {
+            "the classifier is tested on the images that it was trained on": (
+                (correct * (1 - tested)).sum(0) / (folds - 1)
+            ),
+            "the classifier is tested on images that it was trained on": correct[
+                folds - 1 - tested[-1].long(), torch.arange(len(x))
+            ],
+            "the classifier is tested on all images, also on those that it was trained "
+            "on": correct.mean(0),
+        }
+        for mistake, each in mistakes.items():
+            wrong = float(each[~is_b].mean() + each[is_b].mean()) / 2
+            if abs(value - wrong) < 1e-5 and abs(value - expected) > 1e-5:
+                raise Wrong(f"For {case}: it looks as if {mistake}.")
+        if n != m and abs(value - float(right.mean())) < 1e-5 and abs(value - expected) > 1e-5:
+            raise Wrong(
+                f"For {case}: it looks as if the mean over all images is returned. The sets count "
+                "equally, so that 0.5 means guessing: take the mean of the accuracies on both sets."
+            )
+        idea = "Train on all folds but one, test on that one, and average over both sets."
+        expect(value, expected, case, idea, atol=1e-5)
 
 
 add_quiz(
@@ -328,8 +696,47 @@ add_quiz(
     "07.3",
     "Which precision will the marginals have, which do not look like lesions?",
     {
-        "near 0": "No. One large ball is enough for an image to count as realistic.",
+        "near 0": "No. One large neighborhood is enough for an image to count as realistic.",
         "about 0.2": "No, it is much higher.",
-        "above 0.7": "Right. Precision alone does not detect this defect.",
+        "about 0.7": "Right. Precision alone does not detect this defect.",
+    },
+)
+
+
+add_quiz(
+    "07.4",
+    "Which measures notice that real lesions were blurred by 2 pixels?",
+    {
+        "all measures, in all features": "No. A measure only sees what its features keep.",
+        "the kernel distance in the classifier's features": "Hardly: the classifier was trained to "
+        "ignore what does not help a diagnosis, and it sees the images at half their size.",
+        "the measures in the pixel statistics": "Right. The power at high frequencies is part of "
+        "these features, see the table below.",
+    },
+)
+
+
+add_quiz(
+    "07.5",
+    "A generator returns training images, pixel by pixel. Which measure reports a problem?",
+    {
+        "the kernel distance": "No. Training images have the distribution of real lesions, so the "
+        "distance is that of two sets of real lesions.",
+        "density or coverage": "No. Both compare with real lesions, and training images are real "
+        "lesions.",
+        "none of them": "Right. Only the search for copies of section 2 uses the training images.",
+    },
+)
+
+
+add_quiz(
+    "07.6",
+    "In ImageNet features a classifier tells nearly all samples from photographs. What follows?",
+    {
+        "the prior is poor": "Not yet. Samples differ from photographs by the prior and by the "
+        "decoder, and reconstructions, which use no prior, differ about as much.",
+        "the comparison with photographs shows the decoder's blur": "Right. It has to be separated "
+        "from the effect of the prior, by a comparison with reconstructions.",
+        "the samples are useless": "No. This depends on what they are used for, see section 8.",
     },
 )
