@@ -264,7 +264,7 @@ def set_table(rows: dict[str, dict[str, float]]) -> str:
         (
             (
                 named(name),
-                with_error(1000 * row["kernel_distance"], 1000 * row["standard_error"], 1),
+                f"{1000 * row['kernel_distance']:,.1f} ± {1000 * row['standard_error']:,.1f}",
                 f"{row['density']:.2f}",
                 f"{row['coverage']:.2f}",
                 percent(row["two_sample_accuracy"]),
@@ -345,7 +345,7 @@ def calibration() -> str:
     heads = " | ".join(head for head, _, _ in measures.values())
 
     def cells(row: dict[str, Any]) -> list[str]:
-        return [f"{factor * row[key]:.{digits}f}" for key, (_, factor, digits) in measures.items()]
+        return [f"{factor * row[key]:,.{digits}f}" for key, (_, factor, digits) in measures.items()]
 
     parts = []
     for name, features in FEATURES.items():

@@ -309,7 +309,7 @@ def test_tables_of_results_are_those_of_evaluate():
     for rows in val["samples"]["rows"].values():
         for name, row in rows.items():
             line = (
-                f"| {1000 * row['kernel_distance']:.1f} ± {1000 * row['standard_error']:.1f} | "
+                f"| {1000 * row['kernel_distance']:,.1f} ± {1000 * row['standard_error']:,.1f} | "
                 f"{row['density']:.2f} | {row['coverage']:.2f} |"
             )
             assert line in page, f"{name}: {line}"
