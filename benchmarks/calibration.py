@@ -242,7 +242,7 @@ class Calibration:
         kinds = {
             "unchanged": planted,
             "5 % brighter": (1.05 * planted).clamp(0, 255).round().byte(),
-            "moved by 8 px": planted.roll((4, 8), (2, 3)),
+            "moved by 4 and 8 px": planted.roll((4, 8), (2, 3)),
             "turned by 90 degrees": dihedral_transform(planted, 1),
             "blurred by 2 px": blurred(planted, 2.0),
             "a quarter from another lesion": torch.cat(
