@@ -177,17 +177,18 @@ def _copy_test_power(
 )
 def copy_test_power(answer):
     different = None
-    for c in (4, 7, 0):
+    for c in (2, 4, 0, 7, 5):
         n, sets = 300, 400
-        held_out, innocent = torch.rand(70) + 0.5, 0.6 * torch.rand(80) + 0.515
+        held_out, innocent = torch.rand(70) + 0.5, 0.6 * torch.rand(160) + 0.515
         copies = 0.5 * torch.rand(30) + 0.1 + 0.25 * torch.rand(())
         copies[:4] += 0.6
-        held_out[0], innocent[0] = 0.505, 0.4
+        held_out[0], innocent[:2] = 0.505, 0.4
+        copies[4:10] = 0.49  # between the 1 % quantiles of `innocent` and of `held_out`
         arguments = (
             held_out,
             innocent,
             copies,
-            torch.randint(80, (sets, n - c)),
+            torch.randint(160, (sets, n - c)),
             torch.randint(30, (sets, c)),
         )
         value = _number(answer(*arguments))
@@ -592,7 +593,8 @@ def density_coverage(answer):
     hides=("vqlib.evaluation.set_measures.two_sample_accuracy",),
 )
 def two_sample_accuracy(answer):
-    for n, m, folds in ((40, 60, 5), (48, 48, 4)):
+    different = None
+    for n, m, folds in ((40, 60, 5), (30, 70, 5), (48, 48, 4), (45, 60, 5)):
         a, b = torch.randn(n, 6), torch.randn(m, 6) + 0.5
         x, is_b = torch.cat([a, b]), torch.arange(n + m) >= n
         calls = []
@@ -659,17 +661,23 @@ def two_sample_accuracy(answer):
             "the classifier is tested on all images, also on those that it was trained "
             "on": correct.mean(0),
         }
-        for mistake, each in mistakes.items():
-            wrong = float(each[~is_b].mean() + each[is_b].mean()) / 2
-            if abs(value - wrong) < 1e-5 and abs(value - expected) > 1e-5:
-                raise Wrong(f"For {case}: it looks as if {mistake}.")
-        if n != m and abs(value - float(right.mean())) < 1e-5 and abs(value - expected) > 1e-5:
-            raise Wrong(
-                f"For {case}: it looks as if the mean over all images is returned. The sets count "
-                "equally, so that 0.5 means guessing: take the mean of the accuracies on both sets."
-            )
+        results = {
+            mistake: float(each[~is_b].mean() + each[is_b].mean()) / 2
+            for mistake, each in mistakes.items()
+        }
+        results[
+            "the mean over all images is returned. The sets count equally, so that 0.5 means "
+            "guessing: take the mean of the accuracies on both sets"
+        ] = float(right.mean())
+        if abs(value - expected) < 1e-5:
+            continue
+        matching = [text for text, wrong in results.items() if abs(value - wrong) < 1e-5]
+        if len(matching) == 1:  # two mistakes can have the same accuracy in one case
+            raise Wrong(f"For {case}: it looks as if {matching[0]}.")
+        different = different or (value, expected, case)
+    if different:
         idea = "Train on all folds but one, test on that one, and average over both sets."
-        expect(value, expected, case, idea, atol=1e-5)
+        expect(*different, idea, atol=1e-5)
 
 
 add_quiz(
