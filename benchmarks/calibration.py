@@ -31,7 +31,7 @@ from vqlib.checkpoints import PRETRAINED
 from vqlib.codes import encode_dataset
 from vqlib.data import dihedral_transform
 from vqlib.evaluation.features import EfficientNetLite0, PixelStatistics
-from vqlib.evaluation.generation import blurred, decode_codes
+from vqlib.evaluation.generation import blurred, decode_codes, describe_views
 from vqlib.evaluation.results import load_results, save_results
 from vqlib.evaluation.set_measures import (
     density_coverage,
@@ -66,6 +66,12 @@ def measure(real: Tensor, other: Tensor) -> dict[str, float]:
         "two_sample_accuracy": accuracy,
         "two_sample_accuracy_error": accuracy_error,
     }
+
+
+def mean_and_std(rows: list[dict[str, float]]) -> dict[str, list[float]]:
+    """Mean and standard deviation of each measure over several comparisons."""
+    columns = {key: torch.tensor([row[key] for row in rows]) for key in rows[0]}
+    return {key: [float(x.mean()), float(x.std())] for key, x in columns.items()}
 
 
 def recolored(images: Tensor, shift: float) -> Tensor:
@@ -190,11 +196,7 @@ class Calibration:
                 order = torch.randperm(len(pooled), generator=generator)
                 a, b = pooled[order].split([len(self.val), len(self.test)])
                 rows.append(measure(a, b))
-            result[name] = {
-                key: [float(x) for x in (values.mean(), values.std())]
-                for key in rows[0]
-                for values in [torch.tensor([row[key] for row in rows])]
-            }
+            result[name] = mean_and_std(rows)
         return result
 
     def fewer_images(self) -> list[dict[str, Any]]:
@@ -208,11 +210,7 @@ class Calibration:
                     a = self.reference[name][torch.randperm(len(self.val), generator=generator)[:n]]
                     b = self.other[name][torch.randperm(len(self.test), generator=generator)[:n]]
                     rows.append(measure(a, b))
-                row[name] = {
-                    key: [float(x) for x in (values.mean(), values.std())]
-                    for key in rows[0]
-                    for values in [torch.tensor([r[key] for r in rows])]
-                }
+                row[name] = mean_and_std(rows)
             result.append(row)
         return result
 
@@ -229,15 +227,11 @@ class Calibration:
         train = {"features": torch.cat(train_features), "codes": train_codes}
 
         def views(images: Tensor) -> dict[str, Tensor]:
-            features, codes = [], []
-            for i in range(8):
-                view = dihedral_transform(images, i)
-                features.append(predict_images(classifier, view, return_features=True))
-                codes.append(torch.cat([self.vqvae.encode(x / 255) for x in view.split(32)]))
-            return {"features": torch.stack(features), "codes": torch.stack(codes)}
+            return dict(zip(train, describe_views(self.vqvae, classifier, images), strict=True))
 
         held_out = views(self.decoded(self.encoded.codes[self.val]))
         innocent = views(self.decoded(self.encoded.codes[self.test]))
+        base = {n: nearest_training(x, held_out[n], innocent[n]) for n, x in train.items()}
         planted = self.decoded(train_codes[:: len(train_codes) // COPIES][:COPIES])
         kinds = {
             "unchanged": planted,
@@ -260,8 +254,7 @@ class Calibration:
                 search = nearest_training(of_train, held_out[name], copied[name])
                 threshold = search.threshold
                 found = (search.sample_distances < threshold).float()
-                base = nearest_training(of_train, held_out[name], innocent[name])
-                false = (base.sample_distances < threshold).float()
+                false = (base[name].sample_distances < threshold).float()
                 generator = torch.Generator().manual_seed(0)
                 power = {}
                 for share in SHARES:
@@ -271,7 +264,7 @@ class Calibration:
                         c = found[torch.randint(len(found), (number,), generator=generator)].sum()
                         i = torch.randint(len(false), (size - number,), generator=generator)
                         fraction = float(c + false[i].sum()) / size
-                        detected += fraction > base.expected_upper_limit
+                        detected += fraction > base[name].expected_upper_limit
                     power[str(share)] = detected / TRIALS
                 row = {"copies_found": float(found.mean()), "power": power}
                 result.setdefault(name, {})[kind] = row

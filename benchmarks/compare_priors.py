@@ -38,6 +38,7 @@ from vqlib.beyond.masked_transformer import MaskedTransformer
 from vqlib.checkpoints import PRETRAINED
 from vqlib.codes import encode_dataset
 from vqlib.evaluation.features import EfficientNetLite0
+from vqlib.evaluation.generation import decode_codes
 from vqlib.evaluation.results import load_results, save_results
 from vqlib.evaluation.set_measures import kernel_distance
 from vqlib.metrics import code_bits, predict_images
@@ -71,9 +72,6 @@ def main() -> None:
     classifier = load_model(PRETRAINED / "ham10000" / "classifier.safetensors")
     extractors = {"classifier": classifier, "EfficientNet-Lite0": EfficientNetLite0()}
 
-    def decoded(codes: Tensor) -> Tensor:
-        return torch.cat([(255 * vqvae.decode(c)).round().byte() for c in codes.split(32)])
-
     def features(images: Tensor) -> dict[str, Tensor]:
         return {k: predict_images(e, images, return_features=True) for k, e in extractors.items()}
 
@@ -82,7 +80,7 @@ def main() -> None:
         means = images.float().unflatten(3, (8, 32)).mean(4)
         return (means[:, :, 96:128].mean(2) - means[:, :, 128:160].mean(2)).square()
 
-    reconstructions = decoded(codes)
+    reconstructions = decode_codes(vqvae, codes)
     reconstruction_step = patch_step(reconstructions).mean()
     references = {
         "reconstructions": features(reconstructions),
@@ -99,7 +97,7 @@ def main() -> None:
 
         def generate(labels: Tensor) -> Tensor:
             parts = [sample_codes(len(p), p, generator=generator) for p in labels.split(64)]
-            return decoded(torch.cat(parts))
+            return decode_codes(vqvae, torch.cat(parts))
 
         sampled = features(generate(many_labels))
         distances = {
@@ -128,7 +126,7 @@ def main() -> None:
             "found": dict(
                 zip(CLASSES, found.view(len(CLASSES), -1).float().mean(1).tolist(), strict=True)
             ),
-            "seam": float(patch_step(decoded(completed)).mean() / reconstruction_step),
+            "seam": float(patch_step(decode_codes(vqvae, completed)).mean() / reconstruction_step),
         }
 
     results = load_results("transformer-priors", {"split": "val", "n": len(val), "priors": {}})

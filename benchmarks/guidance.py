@@ -19,6 +19,7 @@ from torch import Tensor
 
 from vqlib import CLASSES, load_model, load_pretrained, open_dataset, sample
 from vqlib.checkpoints import PRETRAINED
+from vqlib.evaluation.generation import decode_codes
 from vqlib.evaluation.results import save_results
 from vqlib.evaluation.set_measures import kernel_distance, precision_recall
 from vqlib.lesions.classifier import balanced_accuracy
@@ -38,11 +39,9 @@ def main() -> None:
     classifier = load_model(PRETRAINED / "ham10000" / "classifier.safetensors")
     balanced_labels = torch.arange(len(val)) % len(CLASSES)
 
-    def decoded(codes: Tensor) -> Tensor:
-        return torch.cat([(255 * vqvae.decode(c)).round().byte() for c in codes.split(32)])
-
     def generate(labels: Tensor, w: float) -> Tensor:
-        return decoded(sample(prior, len(labels), labels, generator=generator, guidance=w))
+        codes = sample(prior, len(labels), labels, generator=generator, guidance=w)
+        return decode_codes(vqvae, codes)
 
     def accuracy(images: Tensor, labels: Tensor) -> float:
         return balanced_accuracy(predict_images(classifier, images), labels)
@@ -54,7 +53,7 @@ def main() -> None:
         "split": "val",
         "n": len(val),
         "real_balanced_accuracy": accuracy(pixels, labels),
-        "reconstructions_balanced_accuracy": accuracy(decoded(val_codes), labels),
+        "reconstructions_balanced_accuracy": accuracy(decode_codes(vqvae, val_codes), labels),
         "rows": [],
     }
     print(table)

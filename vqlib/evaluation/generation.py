@@ -10,6 +10,7 @@ to which defects is measured by `benchmarks/calibration.py`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -124,9 +125,7 @@ def evaluate_samples(
     from_marginals = train.gather(0, image_index)
     progress("sampled")
 
-    def decoded(codes: Tensor, then: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        return decode_codes(vqvae, codes, then)
-
+    decoded = partial(decode_codes, vqvae)
     statistics = PixelStatistics()
     statistics.fit(predict_images(statistics, pixels[real], return_features=True))
     extractors = {**extractors, "pixel statistics": statistics}
@@ -189,11 +188,8 @@ def evaluate_samples(
         result["found"] = _found_by_class(
             classifier,
             data.classes,
-            {
-                "photographs": (pixels[real], labels),
-                "reconstructions": (reconstructed, labels),
-                "samples": (sampled, labels),
-            },
+            labels,
+            {"photographs": pixels[real], "reconstructions": reconstructed, "samples": sampled},
         )
     return result
 
@@ -211,6 +207,27 @@ def decode_codes(
     return torch.cat(images)
 
 
+def describe_views(
+    vqvae: VQVAE, extractor: FeatureExtractor, images: Tensor, codes: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Features (8, n, D) and codes (8, n, h, w, slots) of the eight dihedral transforms of images.
+
+    Args:
+        images: uint8 (n, 3, S, S).
+        codes: the codes of the images themselves; None: they are encoded, like the other views.
+    """
+    device, features, all_codes = next(vqvae.parameters()).device, [], []
+    for index in range(8):
+        view = dihedral_transform(images, index)
+        features.append(predict_images(extractor, view, return_features=True))
+        if index == 0 and codes is not None:
+            all_codes.append(codes)
+            continue
+        parts = (vqvae.encode(to_float(part).to(device)) for part in view.split(32))
+        all_codes.append(torch.cat([part.cpu() for part in parts]))
+    return torch.stack(features), torch.stack(all_codes)
+
+
 def search_near_copies(
     vqvae: VQVAE, extractor: FeatureExtractor, train: Tensor, held_out: Tensor, samples: Tensor
 ) -> dict[str, dict[str, float]]:
@@ -225,23 +242,10 @@ def search_near_copies(
     Returns:
         "features" and "codes" -> results of `nearest_training` for these distances.
     """
-    device = next(vqvae.parameters()).device
-
-    def encoded_again(images: Tensor) -> Tensor:
-        batches = (vqvae.encode(to_float(part).to(device)) for part in images.split(32))
-        return torch.cat([codes.cpu() for codes in batches])
-
-    def in_all_orientations(codes: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (8, n, D) and codes (8, n, h, w, slots) of the eight dihedral transforms of the
-        decoded images; the first codes are `codes` themselves."""
-        images, features, all_codes = decode_codes(vqvae, codes), [], []
-        for index in range(8):
-            view = dihedral_transform(images, index)
-            features.append(predict_images(extractor, view, return_features=True))
-            all_codes.append(codes if index == 0 else encoded_again(view))
-        return torch.stack(features), torch.stack(all_codes)
-
-    sample_views, held_out_views = map(in_all_orientations, (samples, held_out))
+    sample_views, held_out_views = (
+        describe_views(vqvae, extractor, decode_codes(vqvae, codes), codes)
+        for codes in (samples, held_out)
+    )
     train_features = [
         predict_images(extractor, decode_codes(vqvae, part), return_features=True)
         for part in train.split(512)
@@ -261,12 +265,12 @@ def search_near_copies(
 
 
 def _found_by_class(
-    classifier: nn.Module, classes: tuple[str, ...], sets: Mapping[str, tuple[Tensor, Tensor]]
+    classifier: nn.Module, classes: tuple[str, ...], labels: Tensor, sets: Mapping[str, Tensor]
 ) -> dict[str, dict[str, list[float]]]:
     """Set -> class -> [fraction of its images for which the classifier predicts it, their number];
     classes without images are left out."""
     result: dict[str, dict[str, list[float]]] = {}
-    for name, (images, labels) in sets.items():
+    for name, images in sets.items():
         correct = predict_images(classifier, images).argmax(1) == labels
         result[name] = {
             class_name: [float(correct[labels == i].float().mean()), int((labels == i).sum())]
