@@ -1,6 +1,7 @@
 """Baseline codecs find good files within the budget; models are measured in the same way."""
 
 import io
+import sys
 from functools import partial
 
 import numpy as np
@@ -8,17 +9,21 @@ import pytest
 import torch
 from PIL import Image
 
-from vqlib import VQVAE
+from vqlib import VQVAE, DataError, work_dir
 from vqlib.evaluation.codecs import (
     BASELINE_CODEC,
     CODECS,
+    STRICT_CODECS,
     baselines,
     best_within_budget,
     evaluate_codec,
+    evaluate_strict_codecs,
     mean_color,
     payload_bytes,
     raw_thumbnail,
+    register_strict_codecs,
     smallest_at_psnr,
+    strict_baselines,
 )
 from vqlib.evaluation.results import evaluate, load_results, results_table
 from vqlib.lesions.datasets import synthetic_dataset
@@ -121,10 +126,70 @@ def test_names_of_rows_contain_the_speed_of_avif():
     speed = CODECS["AVIF"]["speed"]
     names = {f"AVIF speed {speed}", f"AVIF speed {speed}, headers not counted"}
     assert {name for name in baselines(288) if "AVIF" in name} == names
+    strict = {name for name in strict_baselines(288) if "AVIF" in name}
     for split in ("val", "test"):
         committed = load_results(f"isic2018-{split}")
         for rows in (committed["rows"], committed["psnr_db_of"]):
-            assert {name for name in rows if "AVIF" in name} == names
+            assert {name for name in rows if "AVIF" in name} in (names, names | strict)
+
+
+@pytest.mark.parametrize("codec", STRICT_CODECS)
+def test_strict_codecs_find_a_file_whose_header_is_counted_or_not(image, codec):
+    if codec != "AVIF speed 0":
+        pytest.importorskip("pillow_heif")
+        pytest.importorskip("pillow_jxl")
+        register_strict_codecs()
+    small = image.resize((40, 40))
+    coded = best_within_budget(small, codec, budget=200, headers=codec == "JPEG XL")
+    assert coded.num_bytes <= 200 and coded.psnr > mean_color(small).psnr + 3
+    decoded = Image.open(io.BytesIO(coded.file)).convert("RGB")
+    assert decoded.resize(small.size, Image.Resampling.BICUBIC) == coded.picture
+    if codec != "JPEG XL":
+        assert len(coded.file) > 200 and best_within_budget(small, codec, budget=200) is None
+
+
+def test_strict_codecs_are_measured_once(pixels, monkeypatch):
+    measured, stop_at, versions = [], [3], {"pillow": "1"}
+
+    def first(picture):
+        if len(measured) == stop_at[0]:
+            raise KeyboardInterrupt
+        measured.append(picture)
+        return mean_color(picture)
+
+    def second(picture):
+        return None
+
+    module = "vqlib.evaluation.codecs"
+    monkeypatch.setattr(f"{module}.strict_baselines", lambda budget: {"1": first, "2": second})
+    monkeypatch.setattr(f"{module}.register_strict_codecs", lambda: versions)
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_strict_codecs(pixels, torch.arange(5), 288)
+    stop_at[0] = None
+    result = evaluate_strict_codecs(pixels, torch.tensor([4, 2, 0, 1, 3]), 288)
+    assert len(measured) == 5
+    expected = evaluate_codec(mean_color, pixels, torch.tensor([4, 2, 0, 1, 3]))
+    for name in ("psnr", "ssim", "bytes"):
+        assert torch.equal(getattr(result["1"], name), getattr(expected, name))
+        assert getattr(result["2"], name).isnan().all()
+
+    (log,) = (work_dir() / "runs").glob("strict-codecs-*/log.jsonl")
+    text = log.read_text()
+    log.write_text(text[:-5])  # a process that was killed while it wrote a line
+    evaluate_strict_codecs(pixels, torch.arange(5), 288)
+    assert sorted(log.read_text().splitlines()) == sorted(text.splitlines())
+    measured.clear()
+    versions["pillow"] = "2"  # other files
+    evaluate_strict_codecs(pixels, torch.arange(1), 288)
+    evaluate_strict_codecs(pixels, torch.arange(1), 289)
+    assert len(measured) == 2
+
+
+def test_strict_codecs_without_their_packages_are_refused_at_once(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(DataError, match=r"vqlib\[codecs\]"):
+        evaluate(synthetic_dataset(lesions=8), {}, strict_codecs=True)
 
 
 def test_bootstrap_interval_is_paired():

@@ -239,7 +239,8 @@ def test_environment_yml_agrees_with_pyproject():
     floor = SpecifierSet(PYPROJECT["project"]["requires-python"])
     assert SpecifierSet(python.removeprefix("python")) == floor
     assert pip == "pip"
-    extras = ",".join(PYPROJECT["project"]["optional-dependencies"])
+    optional = {"codecs"}  # only for `evaluate --strict-codecs`
+    extras = ",".join(x for x in PYPROJECT["project"]["optional-dependencies"] if x not in optional)
     assert installed == {"pip": [f"-e .[{extras}]"]}
     assert f'-e ".[{extras}]"' in (ROOT / "Makefile").read_text("utf-8")
     ci = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text("utf-8"))
@@ -321,10 +322,10 @@ def test_results_in_the_readme_are_those_of_the_files():
         return " to ".join(ends)
 
     val, test, machines = *map(results, ("isic2018-val", "isic2018-test")), results("sampling")
-    ours, webp, avif = (
-        [result["rows"][name]["psnr_db"] for result in (val, test)]
-        for name in ("ham10000", "WebP", "AVIF speed 6, headers not counted")
+    ours, webp = (
+        [result["rows"][name]["psnr_db"] for result in (val, test)] for name in ("ham10000", "WebP")
     )
+    avif = max(row.get("psnr_db", 0) for name, row in test["rows"].items() if "AVIF" in name)
     bits, files, machines = val["bits_per_code"], val["files"], machines["machines"]
     said = [
         f"With {val['budget_bytes']} bytes",
@@ -333,7 +334,7 @@ def test_results_in_the_readme_are_those_of_the_files():
         "{:+.2f} ({:+.2f} to {:+.2f}) dB".format(
             *test["rows"]["ham10000"]["psnr_above_baseline_db"]
         ),
-        f"{ours[1] - avif[1]:.2f} dB above AVIF",
+        f"{ours[1] - avif:.2f} dB above AVIF",
         f"needs {bits['prior, given the class']:.2f} bits per code",
         f"take {files['prior_bytes']:.0f} bytes",
         f"same PSNR {files['baseline_bytes']:.0f} bytes (n = {files['n']})",

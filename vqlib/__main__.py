@@ -153,6 +153,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     text = "also use the features of Inception v3 to evaluate samples (downloaded, slow)"
     add("--inception", action="store_true", help=text)
+    text = (
+        "also measure AVIF at its slowest setting, HEVC and JPEG XL: about 25 seconds of CPU time "
+        'for each image; the same call continues (needs pip install "vqlib[codecs]")'
+    )
+    add("--strict-codecs", action="store_true", help=text)
     text = "split to evaluate on; use test only once, at the end"
     add("--split", choices=SPLITS, default="val", help=text)
     add_device(add)
@@ -290,6 +295,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         split=options.split,
         other_sets=other_sets if lesions else None,
         prior_classes=prior_classes,
+        strict_codecs=options.strict_codecs,
         progress=lambda row: print(f"measured: {row}", file=sys.stderr),
     )
     print(results_table(result))

@@ -1,15 +1,19 @@
-"""Baselines: JPEG, WebP and AVIF files with the same number of bytes as the VQ-VAE's codes.
+"""Baselines: files of image codecs with the same number of bytes as the VQ-VAE's codes.
 
 At 288 bytes for 256x256 pixels a codec gives the best result on a thumbnail: the image is reduced,
 encoded, decoded and enlarged. For each image, the size of the thumbnail and the quality setting are
-searched for the highest PSNR (not SSIM). All other options of the encoders are fixed (`CODECS`);
-slower settings of AVIF compress better and were not measured. `baselines` lists what the results
-table compares.
+searched for the highest PSNR (not SSIM). All other options of the encoders are fixed. `baselines`
+lists what the results table compares: JPEG, WebP and AVIF at their usual settings (`CODECS`).
+`strict_baselines` has the best settings of the best codecs (`STRICT_CODECS`), which take many
+seconds for each image, so `evaluate_strict_codecs` measures each image only once.
 """
 
 from __future__ import annotations
 
+import importlib
+import importlib.metadata
 import io
+import json
 import math
 import os
 from collections.abc import Callable
@@ -22,13 +26,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
+from tqdm.auto import tqdm
 
+from ..checkpoints import DataError, fingerprint, open_run
 from ..data import Pixels
 from ..metrics import MAX_PSNR, ImageMetrics, ssim
 
 # Sides of the thumbnails in pixels. Multiples of 8, because the codecs work on blocks and partly
 # filled blocks cost bytes.
 THUMBNAIL_SIZES = (16, 24, 32, 40, 48, 56, 64, 80, 96, 128, 192, 256)
+# In a trial on six lesions with sizes from 32 to 256, the best ones were 48 to 160.
+STRICT_THUMBNAIL_SIZES = (40, 48, 56, 64, 80, 96, 112, 128, 160)
 # Pillow's options: chroma at half the resolution (lossy WebP has no other choice); optimized
 # Huffman tables for JPEG; the slowest method of WebP; AVIF at Pillow's default speed, 6 on a scale
 # from 0 (slowest) to 10.
@@ -37,6 +45,22 @@ CODECS: dict[str, dict[str, object]] = {
     "WebP": {"method": 6},
     "AVIF": {"speed": 6, "subsampling": "4:2:0"},
 }
+# The slowest settings, tuned for the PSNR. "format" is Pillow's name of the format.
+STRICT_CODECS: dict[str, dict[str, object]] = {
+    "AVIF speed 0": {
+        "format": "AVIF",
+        "speed": 0,
+        "subsampling": "4:2:0",
+        "advanced": {"tune": "psnr"},
+    },
+    "HEVC": {
+        "format": "HEIF",
+        "enc_params": {"preset": "placebo", "tune": "psnr", "chroma": "420"},
+    },
+    "JPEG XL": {"format": "JXL", "effort": 9},  # a codestream without container
+}
+# Packages whose versions determine the files, and the modules that add formats to Pillow.
+STRICT_PACKAGES = {"pillow": "PIL", "pillow-heif": "pillow_heif", "pillow-jxl-plugin": "pillow_jxl"}
 # The only codec whose whole file is within the budget for all images of val and test.
 BASELINE_CODEC = "WebP"
 
@@ -56,19 +80,20 @@ def best_within_budget(
 ) -> CompressedImage | None:
     """The file of at most `budget` bytes with the highest PSNR that the search finds.
 
-    The search covers `THUMBNAIL_SIZES` and the quality setting; the options in `CODECS` are fixed.
+    The search covers the quality setting and the sizes `THUMBNAIL_SIZES`, for the codecs in
+    `STRICT_CODECS` `STRICT_THUMBNAIL_SIZES`. The other options of the codec are fixed.
 
     Args:
         image: RGB, square.
-        codec: "JPEG", "WebP" or "AVIF".
+        codec: name in `CODECS` or `STRICT_CODECS`; the latter need `register_strict_codecs`.
         budget: maximum size in bytes.
-        headers: False does not count containers and tables (JPEG and AVIF only).
+        headers: False does not count containers and tables (of JPEG, AVIF and HEVC).
 
     Returns:
         None if no file is small enough.
     """
     best: CompressedImage | None = None
-    for side in THUMBNAIL_SIZES:
+    for side in STRICT_THUMBNAIL_SIZES if codec in STRICT_CODECS else THUMBNAIL_SIZES:
         if side > image.width:
             break
         thumbnail = image.resize((side, side), Image.Resampling.LANCZOS)
@@ -107,10 +132,11 @@ def _highest_quality_within_budget(
 ) -> tuple[bytes, int] | None:
     """(file, number of bytes) at the highest quality setting within the budget: bisection,
     then a test of the next settings, because file size does not always increase with quality."""
+    options = {"format": codec} | (CODECS | STRICT_CODECS)[codec]
 
     def encode(quality: int) -> tuple[bytes, int] | None:
         buffer = io.BytesIO()
-        thumbnail.save(buffer, codec, quality=quality, **CODECS[codec])
+        thumbnail.save(buffer, quality=quality, **options)
         file = buffer.getvalue()
         num_bytes = len(file) if headers else payload_bytes(file, codec)
         return (file, num_bytes) if num_bytes <= budget else None
@@ -129,7 +155,7 @@ def _highest_quality_within_budget(
 
 def payload_bytes(file: bytes, codec: str) -> int:
     """Size of the compressed pixels alone: for JPEG what follows the start-of-scan header (so its
-    Huffman tables are not counted), for AVIF what follows the marker `mdat`."""
+    Huffman tables are not counted), for AVIF and HEVC what follows the marker `mdat`."""
     if codec == "JPEG":
         scan = file.rindex(b"\xff\xda") + 2
         return len(file) - scan - int.from_bytes(file[scan : scan + 2], "big")
@@ -162,10 +188,7 @@ def mean_color(image: Image.Image) -> CompressedImage:
 
 
 def baselines(budget: int) -> dict[str, Callable[[Image.Image], CompressedImage | None]]:
-    """Baselines of the results table, name -> codec, each with `budget` bytes per image.
-
-    Stronger baselines may exist: see `best_within_budget` for what is searched.
-    """
+    """Baselines of the results table, name -> codec, each with `budget` bytes per image."""
     avif = f"AVIF speed {CODECS['AVIF']['speed']}"
     best = partial(best_within_budget, budget=budget)
     return {
@@ -176,6 +199,16 @@ def baselines(budget: int) -> dict[str, Callable[[Image.Image], CompressedImage 
         avif: partial(best, codec="AVIF"),
         "JPEG, headers not counted": partial(best, codec="JPEG", headers=False),
         f"{avif}, headers not counted": partial(best, codec="AVIF", headers=False),
+    }
+
+
+def strict_baselines(budget: int) -> dict[str, Callable[[Image.Image], CompressedImage | None]]:
+    """The strictest baselines that we know, like `baselines`."""
+    best = partial(best_within_budget, budget=budget)
+    counted = {name: partial(best, codec=name) for name in STRICT_CODECS}
+    return counted | {
+        f"{name}, headers not counted": partial(best, codec=name, headers=False)
+        for name in ("AVIF speed 0", "HEVC")
     }
 
 
@@ -202,14 +235,89 @@ def evaluate_codec(
     """
 
     def evaluate_image(index: int) -> tuple[float, float, float]:
-        original = pixels[index]
-        coded = compress_image(to_pil_image(original))
-        if coded is None:
-            return (float("nan"),) * 3
-        pair = torch.stack([original, pil_to_tensor(coded.picture)])
-        similarity = ssim(*pair.float().div(255)[:, None])
-        return coded.psnr, float(similarity), float(coded.num_bytes)
+        return _evaluate_image(compress_image, pixels[index])
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # the codecs release the GIL
         metrics = list(pool.map(evaluate_image, indices.tolist()))
     return ImageMetrics(*torch.tensor(metrics).unbind(1))
+
+
+def _evaluate_image(
+    compress_image: Callable[[Image.Image], CompressedImage | None], original: Tensor
+) -> tuple[float, float, float]:
+    """PSNR, SSIM and bytes of one uint8 image (3, H, W); NaN without a file in the budget."""
+    coded = compress_image(to_pil_image(original))
+    if coded is None:
+        return (float("nan"),) * 3
+    pair = torch.stack([original, pil_to_tensor(coded.picture)])
+    similarity = ssim(*pair.float().div(255)[:, None])
+    return coded.psnr, float(similarity), float(coded.num_bytes)
+
+
+def evaluate_strict_codecs(pixels: Pixels, indices: Tensor, budget: int) -> dict[str, ImageMetrics]:
+    """Evaluate `strict_baselines`, which takes about 25 seconds of CPU time for each image.
+
+    Each result is written to the log of a run (see `open_run`) as soon as it is known, and the next
+    call continues there. Other pixels, settings or versions of the encoders start another run.
+    Progress and remaining time are shown on stderr.
+
+    Args:
+        pixels, indices: see `evaluate_vqvae`.
+        budget: maximum size in bytes.
+
+    Returns:
+        Name -> PSNR (dB), SSIM and bytes of each image, see `evaluate_codec`.
+
+    Raises:
+        DataError: the packages of the extra "codecs" are not installed, or another process is
+            measuring the same.
+    """
+    config = {"kind": "strict codecs", "pixels": pixels.fingerprint, "budget": budget}
+    config |= {"codecs": STRICT_CODECS, "sizes": STRICT_THUMBNAIL_SIZES}
+    config |= {"versions": register_strict_codecs()}
+    codecs = strict_baselines(budget)
+    tasks = [(name, index) for index in indices.tolist() for name in codecs]
+
+    def measure(task: tuple[str, int]) -> tuple[float, float, float]:
+        return _evaluate_image(codecs[task[0]], pixels[task[1]])
+
+    with open_run(f"strict-codecs-{fingerprint(json.dumps(config))}", config) as run:
+        run.log_path.touch()
+        complete = run.log_path.read_text().rpartition("\n")[0]  # the last line may be incomplete
+        found = {(name, index): x for name, index, *x in map(json.loads, complete.splitlines())}
+        missing = [task for task in tasks if task not in found]
+        with (
+            ThreadPoolExecutor(os.cpu_count()) as pool,  # the codecs release the GIL
+            open(run.log_path, "a", buffering=1) as log,
+            tqdm(total=len(tasks), initial=len(tasks) - len(missing), unit="file") as bar,
+        ):
+            log.truncate(len(complete) + bool(complete))
+            for task, metrics in zip(missing, pool.map(measure, missing)):
+                log.write(json.dumps([*task, *metrics]) + "\n")
+                found[task] = metrics
+                bar.update()
+    return {
+        name: ImageMetrics(*torch.tensor([found[name, i] for i in indices.tolist()]).unbind(1))
+        for name in codecs
+    }
+
+
+def register_strict_codecs() -> dict[str, str]:
+    """Add HEVC and JPEG XL to Pillow's formats.
+
+    Returns:
+        Versions of the packages that encode `STRICT_CODECS`.
+
+    Raises:
+        DataError: a package is not installed.
+    """
+    try:
+        modules = [importlib.import_module(name) for name in STRICT_PACKAGES.values()]
+        versions = {name: importlib.metadata.version(name) for name in STRICT_PACKAGES}
+    except ImportError as error:
+        raise DataError(
+            f"the strict codecs need more packages ({error}): pip install "
+            '"vqlib[codecs]", or pip install pillow-heif pillow-jxl-plugin'
+        ) from error
+    modules[1].register_heif_opener()
+    return versions

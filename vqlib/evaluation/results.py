@@ -30,7 +30,14 @@ from ..metrics import (
 )
 from ..pixelcnn import PixelCNN
 from ..vqvae import VQVAE
-from .codecs import BASELINE_CODEC, baselines, evaluate_codec, smallest_at_psnr
+from .codecs import (
+    BASELINE_CODEC,
+    baselines,
+    evaluate_codec,
+    evaluate_strict_codecs,
+    register_strict_codecs,
+    smallest_at_psnr,
+)
 from .entropy_coding import compress
 from .generation import MIN_IMAGES, evaluate_samples, samples_table
 
@@ -50,6 +57,7 @@ def evaluate(
     decoders: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
     other_sets: Mapping[str, Callable[[int], Tensor]] | None = None,
     prior_classes: Sequence[str] | None = None,
+    strict_codecs: bool = False,
     progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Evaluate all baselines and models, and optionally the prior and its samples.
@@ -66,6 +74,7 @@ def evaluate(
         prior_classes: names of the classes that the prior was trained with; None if they are those
             of `data`. If they are others, the prior is used without labels and its samples are not
             evaluated.
+        strict_codecs: also measure `codecs.strict_baselines`, see `evaluate_strict_codecs`.
         progress: called with the name of each finished row.
 
     Returns:
@@ -76,6 +85,8 @@ def evaluate(
         and why, unless everything was; "psnr_db_of", name -> image id -> dB
         (None where no file is within the budget).
     """
+    if strict_codecs:
+        register_strict_codecs()  # an error comes before anything is measured
     pixels, parts = data.pixels(size), data.split()
     indices = parts[SPLITS.index(split)]
     first_name, first_model = next(iter(models.items()))
@@ -88,6 +99,9 @@ def evaluate(
     for name, compress_image in baselines(budget).items():
         baseline_metrics[name] = evaluate_codec(compress_image, pixels, indices)
         progress(name)
+    if strict_codecs:
+        baseline_metrics |= evaluate_strict_codecs(pixels, indices, budget)
+        progress("strict codecs")
     all_metrics = baseline_metrics | model_metrics
     rows = {
         name: _result_row(metrics, all_metrics[BASELINE_CODEC])
