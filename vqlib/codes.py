@@ -15,12 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from .checkpoints import atomic_write, explain_errors, read_safetensors
+from .checkpoints import explain_errors, read_safetensors, write_safetensors
 from .data import ImageDataset, Split, batches, dihedral_transform, to_float
 from .vqvae import VQVAE, eval_mode
 
@@ -201,8 +200,7 @@ class EncodedDataset(Dataset):
             "source": self.source,
             "classes": json.dumps(self.classes),
         }
-        with atomic_write(Path(path)) as temporary:
-            save_file(tensors, temporary, metadata=metadata)
+        write_safetensors(Path(path).expanduser(), metadata, tensors)
 
     @classmethod
     def load(cls, path: str | Path) -> EncodedDataset:
@@ -212,7 +210,8 @@ class EncodedDataset(Dataset):
             FileNotFoundError: no such file.
             DataError: the file was not written by `save`, or its content is damaged.
         """
-        if not Path(path).is_file():
+        path = Path(path).expanduser()
+        if not path.exists():
             raise FileNotFoundError(f"{path}: no such file")
         advice = "create one with `python -m vqlib encode` or EncodedDataset.save"
         with explain_errors(f"{path} is not a file of codes", advice):
