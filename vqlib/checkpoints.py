@@ -62,11 +62,19 @@ def explain_errors(problem: str, advice: str) -> Iterator[None]:
     the problem, the reason and what to do. Libraries raise errors of many types for bad files."""
     try:
         yield
-    except (DataError, IsADirectoryError, PermissionError):  # the latter two name file and reason
+    except DataError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]  # PyTorch lists every tensor that does not fit
+        reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
+        reason = " ".join(reason.split())[:300]  # PyTorch lists every tensor that does not fit
         raise DataError(f"{problem} ({reason}): {advice}") from error
+
+
+def make_folder(folder: Path) -> Path:
+    """Create a folder, unless it exists, and return it."""
+    with explain_errors(f"{folder} can't be used as a folder", "use another name."):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def work_dir() -> Path:
@@ -81,8 +89,7 @@ def work_dir() -> Path:
         folder = REPOSITORY / "build"
     else:
         folder = Path.home() / ".cache" / "vqlib"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    return make_folder(folder)
 
 
 @contextmanager
@@ -229,8 +236,7 @@ def open_run(
             settings or checkpoint can't be read. In these cases nothing is changed.
     """
     config = json.loads(json.dumps(config))
-    folder = run_folder(run)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(run_folder(run))
     opened, path = Run(folder, None), folder / "config.json"
     checkpoint = opened.checkpoint_path
     with _locked(folder):
