@@ -344,9 +344,8 @@ def test_three_lesions_are_enough_for_three_splits(fractions):
     for wrong in ((0.8, 0.1), (0.8, 0.1, 0.2), (1.1, -0.1, 0), (0.8, float("nan"), 0.1)):
         with pytest.raises(ValueError, match="three numbers"):
             dataset.split(0, wrong)
-    for wrong in (0.0, None, True):
-        with pytest.raises(ValueError, match="whole number"):
-            dataset.split(wrong)
+    with pytest.raises(ValueError, match="whole number"):
+        dataset.split(True)
 
 
 # --- the cache
@@ -409,10 +408,6 @@ def test_cache_is_built_once_for_the_same_inputs(ham, monkeypatch):
     assert images_built() == 0
     open_dataset(ham).pixels(32, "squash")
     assert len(built) == 14
-    with pytest.raises(ValueError, match="crop"):
-        open_dataset(ham).pixels(32, "fill")
-    with pytest.raises(ValueError, match="size in pixels"):
-        open_dataset(ham).pixels(32.0)
     for lesions, seed in ((4, 0), (3, 1)):
         assert (
             synthetic_dataset(lesions, seed).pixels(32).path != synthetic_dataset(3).pixels(32).path
@@ -676,8 +671,6 @@ def test_batches(ham):
     orders = [torch.cat([i for _, i in batches(pixels, indices, 3, epoch=e)]) for e in range(4)]
     assert len({tuple(order.tolist()) for order in orders}) == 4
     assert all(order.sort().values.equal(indices.sort().values) for order in orders)
-    with pytest.raises(ValueError, match="mask"):
-        next(batches(pixels, torch.arange(14) > 3, 14))
 
 
 def test_random_streams_do_not_depend_on_the_version_of_numpy():

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from .checks import check_whole
 from .metrics import code_bits
 from .pixelcnn import GatedBlock, PixelCNN
 from .vqvae import eval_mode
@@ -59,8 +60,7 @@ def filter_logits(
         # Subtract the maximum, which would overflow at a low temperature.
         logits = (logits - logits.amax(-1, keepdim=True)) / temperature
     if top_k is not None:
-        if top_k < 1:
-            raise ValueError(f"top_k must be at least 1, got {top_k}")
+        check_whole(top_k=top_k)
         threshold = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[..., -1:]
         logits = logits.masked_fill(logits < threshold, -torch.inf)
     if top_p is not None and not 0 < top_p <= 1:
@@ -264,8 +264,7 @@ def initial_grid(
     device: torch.device,
 ) -> tuple[Tensor, Tensor]:
     """The initial grid, int64 (n, h, w, slots), and the mask of kept positions, bool (h, w)."""
-    if n < 1:
-        raise ValueError(f"n must be at least 1, got {n}")
+    check_whole(n=n)
     if (given is None) != (keep is None):
         raise ValueError(
             "given and keep go together: the codes, and the mask of positions where they stay"

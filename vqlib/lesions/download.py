@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from tqdm.auto import tqdm
 
-from ..checkpoints import DataError, explain_errors
+from ..checkpoints import DataError, explain_errors, make_folder
 
 LICENSE_NOTICE = (
     "ISIC 2018 and HAM10000 are licensed under CC BY-NC 4.0: use them for non-commercial purposes "
@@ -78,7 +78,7 @@ def download(which: str, folder: str | Path) -> Path:
     if which not in FILES:
         raise DataError(f"unknown data set {which!r}: expected {' or '.join(FILES)}")
     folder, files = Path(folder).expanduser(), FILES[which]
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     size = sum(file.bytes for file in files)
     print(f"{LICENSE_NOTICE}\n{which}: {len(files)} files, {size / 1e9:.1f} GB, to {folder}")
     free = shutil.disk_usage(folder).free
