@@ -82,6 +82,7 @@ def write_models(f):
     save_file(tensors, f / "shape.safetensors", metadata | {"shape": "2x2"})
     weights = (f / "prior.safetensors").read_bytes()
     (f / "cut.safetensors").write_bytes(weights[: len(weights) // 2])
+    (f / "flipped.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
     (f / "zeros.safetensors").write_bytes(bytes(100))
     (f / "huge.safetensors").write_bytes(b"\xff" * 100)
     metadata, tensors = read_safetensors(f / "prior.safetensors")
@@ -169,6 +170,7 @@ FILES = {
     "no weights": lambda f: load_model(f / "nowhere"),
     "a folder as weights": lambda f: load_model(f / "two"),
     "weights that are cut short": lambda f: load_model(f / "cut.safetensors"),
+    "weights with a flipped bit": lambda f: load_model(f / "flipped.safetensors"),
     "weights with a huge header": lambda f: load_model(f / "huge.safetensors"),
     "weights of something else": lambda f: load_model(f / "foreign.safetensors"),
     "weights of an unknown model": lambda f: load_model(f / "unknown.safetensors"),
@@ -230,6 +232,7 @@ ARGUMENTS = {
     "sample: grid": lambda: sample(a_prior, 1, grid=(8,)),
     "sample: method": lambda: sample(a_prior, 1, method="magic"),
     "sample: a label out of range": lambda: sample(a_prior, 1, 9),
+    "sample: a boolean label": lambda: sample(a_prior, 1, True),
     "sample: a float label": lambda: sample(a_prior, 1, 1.0),
     "sample: three labels": lambda: sample(a_prior, 2, torch.tensor([1, 2, 3])),
     "sample: temperature": lambda: filter_logits(logits, 0.0),
@@ -241,6 +244,7 @@ ARGUMENTS = {
     "sample: only keep": lambda: sample(a_prior, 1, keep=keep),
     "sample: kept codes": lambda: sample(a_prior, 2, given=codes + 16, keep=keep),
     "sample: given in float": lambda: sample(a_prior, 2, given=codes + 0.5, keep=keep),
+    "complete: keep in int64": lambda: complete(a_prior, codes, keep.long()),
     "sample: another shape": lambda: sample(a_prior, 3, given=codes, keep=keep),
     "complete: labels": lambda: complete(a_prior, codes, keep, labels=torch.tensor([1, 2, 3])),
     "complete: candidates": lambda: complete(a_prior, codes, keep, candidates=0),
