@@ -549,14 +549,6 @@ def test_verify_a_folder_whose_name_looks_like_a_pattern(tmp_path, monkeypatch):
         data.open_folder(folder).verify()
 
 
-def test_a_cache_of_a_former_version_is_removed(monkeypatch):
-    dataset, other = synthetic_dataset(3, seed=8), synthetic_dataset(3, seed=9)
-    former, kept = dataset.pixels(32).path.parent, other.pixels(32).path.parent
-    monkeypatch.setattr(data, "CACHE_VERSION", data.CACHE_VERSION + 1)
-    new = dataset.pixels(32).path.parent
-    assert new.is_dir() and kept.is_dir() and not former.exists()
-
-
 def test_fingerprint_of_rendered_images(tmp_path, monkeypatch):
     """It depends on what is rendered, not on a last bit that differs between processors."""
 

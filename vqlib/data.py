@@ -231,7 +231,7 @@ class ImageDataset:
         ):
             present = list(pool.map(lambda p: fingerprint(p.read_bytes()), self.paths))
         # The caches of any size and resize mode. A name may contain characters of patterns: [ ].
-        pattern = f"{glob.escape(self.name)}-*-{_key(self._inputs(), CACHE_VERSION)}"
+        pattern = f"{glob.escape(self.name)}-*-{_key(self._inputs())}"
         for folder in (work_dir() / "cache").glob(pattern):
             with explain_errors(f"{folder} is damaged", "delete this folder."):
                 recorded = json.loads((folder / "checksums.json").read_bytes())["pictures"]
@@ -536,8 +536,7 @@ def load_or_build_cache(
 
     The folder is written under a temporary name and renamed when it is complete. Images and
     checksums therefore always belong together, an incomplete cache is never opened, and several
-    processes may build it at the same time. Then caches are removed that former versions of this
-    module have written for the same images, and all caches that were not used for 30 days.
+    processes may build it at the same time. Caches that were not used for 30 days are removed.
 
     Args:
         name: beginning of the folder's name: data set, size and resize mode.
@@ -552,7 +551,7 @@ def load_or_build_cache(
         DataError: the disk has not enough space or can't be written; no partial cache is left.
     """
     parent = work_dir() / "cache"
-    folder = parent / f"{name}-{_key(inputs, CACHE_VERSION)}"
+    folder = parent / f"{name}-{_key(inputs)}"
     if folder.is_dir():
         with suppress(OSError):  # a folder that may only be read
             os.utime(folder)  # the time of the last use
@@ -590,13 +589,11 @@ def load_or_build_cache(
             ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    for version in range(CACHE_VERSION):  # the same images as former versions stored them
-        shutil.rmtree(parent / f"{name}-{_key(inputs, version)}", ignore_errors=True)
     return Pixels(folder, shape)
 
 
-def _key(inputs: str, version: int) -> str:
-    return fingerprint(f"{version} {inputs}")
+def _key(inputs: str) -> str:
+    return fingerprint(f"{CACHE_VERSION} {inputs}")
 
 
 def to_float(images: Tensor) -> Tensor:
