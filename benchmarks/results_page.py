@@ -708,7 +708,8 @@ its samples and the classifier were measured on that split only.
 
 `curves.json` and `prior-curve.json` contain the held-out metrics after each epoch of the trainings
 in `benchmarks/pretrained.py`; notebooks 06 and 04 plot them. `samples.jpg` is the figure in the
-main README; `benchmarks/pictures.py` writes it.
+main README; `benchmarks/pictures.py` writes it. `robustness.json` contains the long tests of
+interruption and damaged files, as `python benchmarks/robustness.py` has run them last.
 """
     return "\n".join(filled(part) for part in (head, *(make() for make in SECTIONS), tail))
 

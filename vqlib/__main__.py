@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -79,8 +80,11 @@ def _whole(low: int, high: int, step: int = 1) -> Callable[[str], int]:
 
 
 def _positive(text: str) -> float:
-    value = float(text)
-    if not 1e-30 <= value < float("inf"):
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 1e-30 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"expected a number above 0, at least 1e-30, got {text}")
     return value
 
@@ -111,7 +115,8 @@ def _device(text: str) -> torch.device:
         return device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
-        raise argparse.ArgumentTypeError(f"{text!r} can't be used: {reason}") from error
+        expected = f"expected cuda, mps or cpu; {text!r} can't be used ({reason})"
+        raise argparse.ArgumentTypeError(expected) from error
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -439,8 +439,9 @@ def load_model(path: str | Path, expected: type[Model] = nn.Module) -> Model:
 
 
 def write_safetensors(path: Path, metadata: dict[str, str], tensors: dict[str, Tensor]) -> None:
-    """Write a safetensors file (atomically). Equal content gives equal files: the library alone
-    would write the metadata in random order."""
+    """Write a safetensors file with a checksum (atomically). Equal content gives equal files: the
+    library alone would write the metadata in random order."""
+    metadata = metadata | {"checksum": _checksum(metadata, tensors)}
     raw = save(tensors, metadata)
     end = 8 + int.from_bytes(raw[:8], "little")
     header = json.loads(raw[8:end]) | {"__metadata__": metadata}
@@ -452,11 +453,24 @@ def write_safetensors(path: Path, metadata: dict[str, str], tensors: dict[str, T
 def read_safetensors(
     path: str | Path, with_tensors: bool = True
 ) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Metadata and tensors of a safetensors file."""
+    """Metadata and tensors of a safetensors file.
+
+    Raises:
+        DataError: the checksum of `write_safetensors` is wrong; earlier versions wrote none.
+    """
     open(path, "rb").close()  # this error names the file; safe_open's reasons are misleading
     with safe_open(path, framework="pt") as file:
         names = file.keys() if with_tensors else ()
-        return file.metadata() or {}, {name: file.get_tensor(name) for name in names}
+        metadata, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in names}
+    checksum = metadata.pop("checksum", None)
+    if with_tensors and checksum not in (None, _checksum(metadata, tensors)):
+        raise DataError(f"{path} is damaged (its checksum is wrong): use another copy.")
+    return metadata, tensors
+
+
+def _checksum(metadata: dict[str, str], tensors: dict[str, Tensor]) -> str:
+    named = (part for name in sorted(tensors) for part in (name, tensors[name]))
+    return fingerprint(json.dumps(metadata, sort_keys=True), *named)
 
 
 def model_notes(path: str | Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .checkpoints import fingerprint
+from .checks import check_tensor, check_whole
 
 
 @torch.no_grad()
@@ -162,20 +163,17 @@ def check_finite(values: Tensor, name: str) -> None:
         )
 
 
-def check_codes(codes: Tensor, num_embeddings: int, slots: int) -> None:
-    """Raise an error for codes that are not int64 (B, h, w, slots) in 0..num_embeddings-1. All
-    slots share one embedding table, so a code out of range would select an embedding of another
-    slot.
+def check_codes(codes: Tensor, num_embeddings: int, slots: int | None) -> None:
+    """Raise an error for codes that are not int64 (B, h, w, slots) in 0..num_embeddings-1; None
+    allows any number of slots. All slots share one embedding table, so a code out of range would
+    select an embedding of another slot.
 
     Raises:
         ValueError: wrong shape or dtype, or a code out of range. Codes on a GPU that are out of
             range trigger a device-side assert instead, because reading the result would force a
             synchronization in every training step.
     """
-    if codes.ndim != 4 or codes.shape[-1] != slots or codes.dtype != torch.long:
-        raise ValueError(
-            f"codes must be int64 (B, h, w, {slots}), got {codes.dtype} {tuple(codes.shape)}"
-        )
+    check_tensor("codes", codes, torch.long, (None, "h", "w", slots))
     in_range = ((codes >= 0) & (codes < num_embeddings)).all()
     if codes.is_cuda:
         torch._assert_async(in_range, f"codes must lie in 0..{num_embeddings - 1}")
@@ -254,6 +252,7 @@ class VectorQuantizer(nn.Module):
         data_init: bool = False,
         restart_after: int | None = None,
     ) -> None:
+        check_whole(num_embeddings=num_embeddings, codebooks=codebooks)
         super().__init__()
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
         self.commitment_cost, self.ema_decay = commitment_cost, ema_decay
@@ -368,10 +367,11 @@ class VectorQuantizer(nn.Module):
             float32 (B, slots * embedding_dim, H, W).
 
         Raises:
-            ValueError: a code is outside 0..num_embeddings-1.
+            ValueError: wrong shape or dtype, or a code outside 0..num_embeddings-1.
         """
         # On the CPU, so that a GPU raises the same error.
-        check_codes(encoding_indices.cpu(), self.num_embeddings, encoding_indices.shape[-1])
+        slots = None if self.codebooks == 1 else self.codebooks
+        check_codes(encoding_indices.cpu(), self.num_embeddings, slots)
         return self.look_up(encoding_indices)
 
     def look_up(self, encoding_indices: Tensor) -> Tensor:

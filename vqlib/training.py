@@ -40,6 +40,7 @@ from .checkpoints import (
     open_run,
     save_model,
 )
+from .checks import check_whole
 from .codes import EncodedDataset
 from .data import ImageDataset, Split, batches, random_dihedral, rotate_and_flip
 from .metrics import code_bits, evaluate_vqvae
@@ -195,8 +196,9 @@ def fit(
         FloatingPointError: the loss is no longer finite.
         KeyboardInterrupt: training was stopped; a checkpoint has been written.
     """
-    if epochs < 1 or steps_per_epoch < 1:
-        raise ValueError(f"nothing to train: {epochs} epochs of {steps_per_epoch} batches")
+    check_whole(epochs=epochs)
+    if steps_per_epoch < 1:
+        raise ValueError("nothing to train: the training split is empty")
     schedule = schedule if lr is None else replace(schedule, lr=lr)
     config = {"seed": seed, "model": getattr(model, "config", {}), **config}
     config |= {"epochs": epochs, "lr": schedule.lr}
@@ -529,7 +531,7 @@ def train_vqvae(
     epochs = recipe.vqvae_epochs if epochs is None else epochs
     split, pixels = recipe.split(data), data.pixels(size, recipe.resize_mode)
     if not len(split.val):
-        raise DataError(f"{data} has no images in the validation split: use a larger data set")
+        raise DataError(f"the validation split of {data} is empty: use a larger data set")
     preview_images, _ = next(batches(pixels, split.val[:8], batch_size=8, shuffle=False))
     torch.manual_seed(seed)
     vqvae = recipe.vqvae()
@@ -620,7 +622,7 @@ def train_prior(
     epochs = recipe.prior_epochs if epochs is None else epochs
     train, val = encoded.split.train, encoded.split.val
     if not len(val):
-        raise DataError(f"{encoded} has no images in the validation split: encode more images")
+        raise DataError(f"the validation split is empty ({encoded}): encode more images")
     torch.manual_seed(seed)
     predicts_vectors = recipe.prior is PixelRCNN
     # The training grids in all orientations, int64 (orientations, n, h, w, slots).
