@@ -22,6 +22,7 @@ from .checkpoints import (
     pretrained_names,
 )
 from .codes import SPLITS, EncodedDataset, add_augmented, encode_dataset
+from .distributed import process_group
 from .evaluation import evaluate, results_table
 from .evaluation.features import EfficientNetLite0, Inception, lite0_is_installed
 from .lesions import CLASSES, LesionClassifier, download, open_dataset, synthetic_dataset
@@ -32,10 +33,14 @@ from .vqvae import DOWNSCALE, VQVAE
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command and return the exit code. Expected errors are printed as one line."""
-    options = _parser().parse_args(arguments)
+    """Run one command and return the exit code. Expected errors are printed as one line.
+
+    torchrun may start the commands train-vqvae and train-prior on several processes.
+    """
     try:
-        options.run_command(options)
+        with process_group():
+            options = _parser().parse_args(arguments)
+            options.run_command(options)
     except (OSError, ValueError, FloatingPointError) as error:  # DataError is a ValueError
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -34,6 +34,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from .distributed import rank
+
 if TYPE_CHECKING:
     from .pixelcnn import PixelCNN
     from .vqvae import VQVAE
@@ -178,15 +180,17 @@ class Run:
 
     def save(self, state: dict[str, Any]) -> None:
         """Replace the checkpoint (atomically)."""
-        with atomic_write(self.folder / "checkpoint.pt") as temporary:
-            torch.save(state, temporary)
+        if rank() == 0:
+            with atomic_write(self.folder / "checkpoint.pt") as temporary:
+                torch.save(state, temporary)
 
 
 @contextmanager
 def open_run(
     run: str | Path, config: dict[str, Any], *, lr: float | None = None, extend: bool = False
 ) -> Iterator[Run]:
-    """Open or create the folder of a run and lock it until the block ends.
+    """Open or create the folder of a run and lock it until the block ends. In a training on several
+    processes all of them open it; rank 0 locks it and writes.
 
     Args:
         run: name or absolute path, see `run_folder`.
@@ -216,8 +220,9 @@ def open_run(
         if checkpoint.is_file():
             with explain_errors(f"{checkpoint} can't be read", "delete it to restart this run"):
                 state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        with atomic_write(path) as temporary:
-            temporary.write_text(json.dumps(config, indent=1) + "\n")
+        if rank() == 0:
+            with atomic_write(path) as temporary:
+                temporary.write_text(json.dumps(config, indent=1) + "\n")
         yield Run(folder, state)
 
 
@@ -243,7 +248,7 @@ def _locked(folder: Path) -> Iterator[None]:
     """Lock a run's folder: two processes in one folder would mix their logs and checkpoints."""
     with open(folder / ".lock", "a") as file:
         try:
-            if fcntl is not None:
+            if fcntl is not None and rank() == 0:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when the process ends
         except BlockingIOError as error:
             raise DataError(
@@ -318,7 +323,8 @@ def register_model(model: type[Model]) -> type[Model]:
 def save_model(
     model: nn.Module, path: str | Path, dtype: torch.dtype | None = None, **notes: object
 ) -> Path:
-    """Write a model's weights and configuration to a safetensors file (atomically).
+    """Write a model's weights and configuration to a safetensors file (atomically). In a training
+    on several processes only rank 0 writes.
 
     Args:
         model: its class has `register_model`, e.g. `VQVAE`, `PixelCNN` or `LesionClassifier`.
@@ -330,6 +336,8 @@ def save_model(
         The path.
     """
     path = Path(path)
+    if rank() > 0:
+        return path
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {}
     for name, tensor in model.state_dict().items():
