@@ -28,6 +28,7 @@ from .checkpoints import (
 )
 from .codes import SPLITS, EncodedDataset, add_augmented, encode_dataset
 from .data import IMAGE_SUFFIXES
+from .distributed import process_group
 from .evaluation import evaluate, results_table
 from .evaluation.features import EfficientNetLite0, Inception, lite0_is_installed
 from .evaluation.generation import decode_codes
@@ -41,10 +42,14 @@ MAX_POSITIONS = 4096 * 8 * 8  # of the codes of all images in one file: 2.5 GB o
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command and return the exit code. Errors are printed as one line."""
+    """Run one command and return the exit code. Errors are printed as one line.
+
+    torchrun may start the commands train-vqvae and train-prior on several processes.
+    """
     try:
-        options = _parser().parse_args(arguments)
-        options.run_command(options)
+        with process_group():
+            options = _parser().parse_args(arguments)
+            options.run_command(options)
     except KeyboardInterrupt:
         return 130
     except (OSError, ValueError, FloatingPointError) as error:  # DataError is a ValueError

@@ -35,6 +35,7 @@ from tqdm.auto import tqdm
 
 from .checkpoints import DataError, explain_errors, fingerprint, remove_abandoned, work_dir
 from .checks import check_tensor, check_whole
+from .distributed import rank, shard
 
 CACHE_VERSION = 2  # part of each cache's name; increase it when the stored pixels change
 BLOCK = 128  # images per block, the unit of writing and of checksums
@@ -727,6 +728,7 @@ def batches(
     epoch: int = 0,
     start: int = 0,
     shuffle: bool = True,
+    sharded: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """One epoch over the images `indices`, batch by batch.
 
@@ -740,6 +742,8 @@ def batches(
             augmentation.
         start: number of batches to skip.
         shuffle: False keeps the order of `indices`.
+        sharded: in a training on several processes, yield only this one's part of each batch. The
+            order of the images does not depend on the number of processes, their augmentation does.
 
     Yields:
         Images, float32 (B, 3, S, S) in [0, 1], channels_last; and their indices, int64 (B,).
@@ -759,11 +763,14 @@ def batches(
     for b, batch_indices in enumerate(indices.split(batch_size)):
         if b < start or not len(batch_indices):
             continue
+        if sharded:
+            batch_indices = shard(batch_indices, batch_size)
         images = pixels[batch_indices]
         if augment is None:
             yield to_float(images), batch_indices
         else:
-            yield augment(images, _make_generator(seed, epoch, b + 1)), batch_indices
+            key = (seed, epoch, b + 1, rank()) if sharded and rank() else (seed, epoch, b + 1)
+            yield augment(images, _make_generator(*key)), batch_indices
 
 
 def _make_generator(*key: int) -> Generator:

@@ -11,7 +11,7 @@ Paper: Wang et al., "Image Quality Assessment: From Error Visibility to Structur
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Protocol
 
@@ -112,6 +112,13 @@ class ReconstructionMetrics(ImageMetrics):
     """The same for a VQ-VAE, with its code counts."""
 
     counts: Tensor  # int64 (slots, K), how often each code was used
+
+    @classmethod
+    def join(cls, parts: list[ReconstructionMetrics]) -> ReconstructionMetrics:
+        """Metrics of all images, from those of parts of them."""
+        columns = ([getattr(part, field.name) for part in parts] for field in fields(cls))
+        *of_images, counts = columns
+        return cls(*map(torch.cat, of_images), torch.stack(counts).sum(0))
 
     @property
     def used(self) -> Tensor:
