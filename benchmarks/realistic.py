@@ -25,12 +25,7 @@ import torch
 from torch import Tensor
 
 from vqlib import DEEP, load_pretrained, open_dataset, save_model
-from vqlib.beyond.realistic import (
-    LEAST_RMS,
-    RealisticDecoder,
-    root_mean_square,
-    roughness,
-)
+from vqlib.beyond.realistic import RealisticDecoder, root_mean_square, roughness
 from vqlib.checkpoints import fingerprint, mark_finished
 from vqlib.data import Pixels, batches, load_or_build_cache, random_dihedral, to_float
 from vqlib.metrics import psnr, to_8_bit
@@ -91,7 +86,7 @@ def random_crops(pairs: Tensor, generator: torch.Generator) -> Tensor:
 def residual_rms(pairs: Tensor) -> Tensor:
     """Root mean square of photographs minus decoded images, uint8 (B, 6, S, S) to float (B,)."""
     photographs, decoded = to_float(pairs).chunk(2, dim=1)
-    return root_mean_square(photographs - decoded).clamp_min(LEAST_RMS)
+    return root_mean_square(photographs - decoded)
 
 
 def detail(images: Tensor) -> float:

@@ -4,14 +4,15 @@
 lowest squared error, but it is smooth: hairs and pigment network, whose position the codes do
 not determine, are averaged away. `RealisticDecoder` samples the residual r = photograph - decoded
 image from an approximation of p(r | decoded image). The detail is plausible and *invented*: it is
-not evidence of anything, and two samples differ in it. If the decoded image is the mean, a perfect
-sample has exactly twice its squared error, that is 3 dB less PSNR (Blau and Michaeli 2018).
+not evidence of anything, and two samples differ in it. If the decoded image is the mean, the
+expected squared error of a perfect sample is exactly twice that of the mean, which costs 3 dB (Blau
+and Michaeli 2018).
 
 How much detail is missing differs between photographs: the root mean square (rms) of the residual
 of sharp images is several times that of smooth ones. It is a single number, which the network
 cannot read from noise, because averages over many values of noise are all equal. It is therefore
-sampled first. Its logarithm has a normal distribution, whose mean depends on the logarithm of the
-rms difference of neighboring pixels of the decoded image. The flow is conditioned on it:
+sampled first, from a log-normal distribution that depends on the roughness of the decoded image,
+the rms difference of neighboring pixels. The flow is conditioned on it:
 
     log rms ~ Normal(a + b * log(roughness(decoded)), std^2)        r / rms ~ flow(decoded, rms)
 
@@ -21,14 +22,14 @@ sampling integrates dx/dt = v(x, t, decoded, rms) from t = 0 (noise) to t = 1 (r
     x_t = (1 - t) * noise + t * r / rms
     loss = E |v(x_t, t, decoded, rms) - (r / rms - noise)|^2
 
-Here r / rms and x are the principal components of patches of 4x4 pixels, each scaled to variance 1.
-In pixels, fine detail and color have much less energy than coarse brightness; white noise would
-dominate them, and a small amount of remaining noise would be visible. White noise in these
-components has the covariance of residuals, so that an untrained network already adds noise of the
-right strength in each component.
+Here r / rms and x are the principal components of patches of 4x4 pixels. Each is scaled to a
+variance of about 1, and the weakest ones to less. In pixels, fine detail and color have much less
+energy than coarse brightness; white noise would dominate them, and a small amount of remaining
+noise would be visible. White noise in these components has roughly the covariance of residuals, so
+that an untrained network already adds noise of about the right strength in each component.
 
-The network reads a neighborhood of each pixel only, so it is trained on crops and applied to
-images of any size.
+Except for the rms, the network reads a neighborhood of each pixel only, so it is trained on crops
+and applied to images of any size.
 
 Papers: flow matching: Lipman et al. (2023), arXiv:2210.02747; rectified flow: Liu et al. (2023),
 arXiv:2209.03003; t from a logit-normal distribution: Esser et al. (2024), arXiv:2403.03206, section
@@ -155,8 +156,8 @@ class RealisticDecoder(nn.Module):
     def fit_statistics(self, photographs: Tensor, decoded: Tensor) -> None:
         """Fit the distribution of the rms, and the principal components of normalized residuals.
 
-        Components with a standard deviation below `LEAST_STD` are hardly visible. They are scaled
-        as if they had this standard deviation, so that they count less in the loss.
+        Components with a standard deviation below `LEAST_STD` are hardly visible. They are divided
+        by at least `LEAST_STD`, so that they count less in the loss.
 
         Args:
             photographs, decoded: float (B, 3, H, W), pixels in [0, 1], of the training split.
@@ -177,7 +178,7 @@ class RealisticDecoder(nn.Module):
 
     def sample_rms(self, decoded: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Sample the rms of the residual of each decoded image, float (B,), of pixels in [0, 1]."""
-        intercept, slope, std = self.rms_model
+        intercept, slope, std = self.rms_model.tolist()
         source = decoded.device if generator is None else generator.device
         noise = torch.randn(len(decoded), generator=generator, device=source).to(decoded.device)
         log_roughness = roughness(decoded).clamp_min(LEAST_RMS).log()
@@ -206,7 +207,8 @@ class RealisticDecoder(nn.Module):
             time: float (B,), in [0, 1].
             decoded: float (B, 3, H, W), pixels in [0, 1], result of `VQVAE.decode`; H and W
                 divisible by 8.
-            rms: float (B,), root mean square of the residual of the whole image.
+            rms: float (B,), root mean square of the residual of the whole image. Values below
+                `LEAST_RMS` have the effect of `LEAST_RMS`.
 
         Returns:
             float, the shape of x.
@@ -215,7 +217,7 @@ class RealisticDecoder(nn.Module):
         scale = (t.square() + (1 - t).square()).rsqrt()  # 1 / standard deviation of x_t
         frequencies = torch.logspace(0, 2, TIME_FREQUENCIES, device=x.device)
         angles = time[:, None] * frequencies
-        level = (rms.log() + 4)[:, None] / 0.3  # about 0 +- 1 for lesions
+        level = (rms.clamp_min(LEAST_RMS).log() + 4)[:, None] / 0.3  # about 0 +- 1 for lesions
         embedded = self.time_embedding(torch.cat([angles.sin(), angles.cos(), level], dim=1))
         # Pixels of skin have a mean of about 0.6 and a standard deviation of about 0.2.
         patches = F.pixel_unshuffle(4 * (decoded - 0.6), PATCH)
@@ -247,7 +249,8 @@ class RealisticDecoder(nn.Module):
             rms: float (B,), root mean square of the residuals of the whole images.
             time: float (B,), in [0, 1].
         """
-        residual = self.to_components((photographs - decoded) / rms[:, None, None, None])
+        divisor = rms.clamp_min(LEAST_RMS)[:, None, None, None]
+        residual = self.to_components((photographs - decoded) / divisor)
         noise = torch.randn_like(residual)
         if time is None:
             time = torch.randn(len(residual), device=residual.device).sigmoid()
@@ -274,7 +277,8 @@ class RealisticDecoder(nn.Module):
             noise_scale: factor of the initial noise. Below 1, detail is weaker and the squared
                 error smaller.
             generator: random generator on any device, for reproducible samples.
-            rms: float (B,), root mean square of the residuals; None: sampled with `sample_rms`.
+            rms: float (B,), root mean square of the residuals, at least 0; None: sampled with
+                `sample_rms`.
             solver: "euler" evaluates the network once per step, "heun" (second order) twice.
 
         Returns:
@@ -297,6 +301,8 @@ class RealisticDecoder(nn.Module):
                 f"expected at least 1 step and a finite noise_scale >= 0, got {steps} and "
                 f"{noise_scale}"
             )
+        if rms is not None and (rms.shape != shape[:1] or not 0 <= rms.min() <= rms.max() <= 1):
+            raise ValueError(f"rms must be float ({shape[0]},) with values in [0, 1], got {rms}")
         if solver not in ("euler", "heun"):
             raise ValueError(f'solver must be "euler" or "heun", got {solver!r}')
         with eval_mode(self) as device:
