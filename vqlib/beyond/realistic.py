@@ -48,6 +48,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..checkpoints import register_model
+from ..metrics import to_8_bit
 from ..training import Precision
 from ..vqvae import eval_mode
 
@@ -64,8 +65,13 @@ def root_mean_square(images: Tensor) -> Tensor:
 
 
 def roughness(images: Tensor) -> Tensor:
-    """Rms difference of horizontally and vertically neighboring pixels, (B, C, H, W) to (B,)."""
-    across, down = (root_mean_square(images.diff(dim=dim)) for dim in (-1, -2))
+    """Rms difference of horizontally and vertically neighboring pixels, (B, C, H, W) to (B,).
+
+    Images are rounded to 8 bits first, because rounding makes smooth images rougher, and decoded
+    images are stored in 8 bits for the training.
+    """
+    pixels = to_8_bit(images)
+    across, down = (root_mean_square(pixels.diff(dim=dim)) for dim in (-1, -2))
     return (across.square() + down.square()).sqrt()
 
 
