@@ -53,7 +53,7 @@ def test_residuals_that_depend_on_the_decoded_image_are_recovered():
     spreads = []
     for pixel, mean in ((0.6, 0.1), (0.4, -0.05)):
         decoded = torch.full((64, 3, 8, 8), pixel)
-        sampled = model.sample(decoded, 16, generator=generator, solver="heun") - decoded
+        sampled = model.sample(decoded, 16, generator=generator) - decoded
         one_step = model.sample(decoded, 1, generator=generator) - decoded
         spreads.append(float(sampled.std()))
         assert float(sampled.mean()) == pytest.approx(mean, abs=0.025), pixel
@@ -62,11 +62,11 @@ def test_residuals_that_depend_on_the_decoded_image_are_recovered():
 
 
 def test_an_untrained_decoder_adds_noise_with_the_covariance_of_residuals():
-    """For Gaussian patches this flow is exact; Heun's error is small."""
+    """For Gaussian patches this flow is exact; the solver's error is small."""
     model, decoded = small_decoder(), torch.full((64, 3, 32, 32), 0.5)
     residuals = smooth_residuals(64)
     model.fit_statistics(decoded + residuals, decoded)
-    options = {"rms": root_mean_square(residuals), "solver": "heun"}
+    options = {"rms": root_mean_square(residuals)}
     sampled, weak = (
         model.sample(decoded, 12, scale, torch.Generator(), **options) - decoded
         for scale in (1.0, 0.5)
@@ -111,7 +111,7 @@ def test_the_rms_is_sampled_given_the_roughness_and_scales_the_residual():
     flat = torch.full((2, 3, 8, 8), 0.5)
     model.component_std.fill_(1)
     weak, strong = (
-        model.sample(flat, 8, generator=torch.Generator(), rms=torch.tensor(rms), solver="heun")
+        model.sample(flat, 8, generator=torch.Generator(), rms=torch.tensor(rms))
         for rms in ([0.01, 0.01], [0.05, 0.05])
     )
     assert torch.allclose(5 * (weak - 0.5), strong - 0.5, atol=1e-5)
