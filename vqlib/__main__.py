@@ -6,12 +6,14 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torchvision.utils import save_image
 
+from .beyond.realistic import RealisticDecoder
 from .checkpoints import (
     PRETRAINED,
     DataError,
@@ -278,6 +280,12 @@ def _evaluate(options: argparse.Namespace) -> None:
         extractors["Inception"] = Inception()
     for extractor in extractors.values():
         extractor.to(device)
+    decoders = {}
+    realistic = next(iter(files.values())).parent / "realistic.safetensors"
+    if realistic.is_file():
+        decoder = load_model(realistic, RealisticDecoder).to(device)
+        generator = torch.Generator().manual_seed(0)
+        decoders["realistic decoder"] = partial(decoder.sample, generator=generator)
     lesions = data.classes == CLASSES
     other_sets = {"synthetic lesions": lambda n: synthetic_dataset(n).pixels(options.size)[:n]}
     result = evaluate(
@@ -288,6 +296,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         classifier if lesions else None,
         size=options.size,
         split=options.split,
+        decoders=decoders,
         other_sets=other_sets if lesions else None,
         prior_classes=prior_classes,
         progress=lambda row: print(f"measured: {row}", file=sys.stderr),
