@@ -399,6 +399,90 @@ fraction of near-copies exceeds its upper limit, by the share of copies.
 """
 
 
+def perception() -> str:
+    found = load_results("perception")
+    lite, classifier = "EfficientNet-Lite0", "lesion classifier"
+
+    def cells(name: str, row: dict[str, Any]) -> list[str]:
+        numbers = (
+            f"{row[key]:.{digits}f}" if key in row else ""
+            for key, digits in (
+                ("psnr_db", 2),
+                ("ssim", 3),
+                ("relative_error", 2),
+                ("relative_energy", 2),
+            )
+        )
+        distances = {
+            kind: with_error(of["kernel_distance"], of["standard_error"], 1, 1000)
+            for kind, of in row["features"].items()
+        }
+        of = row["features"][lite]
+        return [
+            named(name),
+            *numbers,
+            distances[lite],
+            f"{of['density']:.2f}",
+            f"{of['coverage']:.2f}",
+            percent(of["two_sample_accuracy"]),
+            distances[classifier],
+            f"{row['seconds_for_4']:.2f}" if "seconds_for_4" in row else "",
+        ]
+
+    def set_rows(group: str) -> str:
+        return table(
+            "| Images | PSNR, dB | SSIM | error | energy | KID x 1000 | density | coverage "
+            "| told apart | KID, classifier | s for 4 |",
+            (cells(name, row) for name, row in found[group].items()),
+        )
+
+    nearest = table(
+        "| Images | features | median | minimum | near-copies | expected at most |",
+        (
+            (
+                named(name),
+                kind,
+                *(f"{row[key]:.2f}" for key in ("median", "minimum")),
+                *(
+                    percent(row[key], 1) if key in row else ""
+                    for key in ("near_copies", "expected_upper_limit")
+                ),
+            )
+            for kind, rows in found["nearest"].items()
+            for name, row in rows.items()
+        ),
+    )
+    steps, few = found["steps"], found["few"]
+    return f"""
+## Perception and distortion
+
+Images made from the codes of lesions of the validation split (n = {found["n"]}) are compared with
+their own photographs (PSNR, SSIM, error, energy) and, as a set, with photographs of the test split.
+"Faithful" is `VQVAE.decode`. "Realistic" adds sampled detail (`beyond.realistic`, {steps} steps),
+which is invented. "Error" is the squared error divided by that of the faithful decoder, "energy"
+the mean square of the added detail divided by that of the true residuals; they are 2 and 1 for
+perfect samples, if the faithful decoder returns the mean. Matched noise has the covariance of
+residuals in patches of 4x4 pixels. KID, density, coverage and "told apart" are measured in the
+features of {FEATURES[lite]}, the last KID in those of {FEATURES[classifier]}. The last column has
+the seconds for four lesions, from codes to pixels; for samples with the prior.
+
+    python -m pip install -e ".[judge]"
+    python benchmarks/perception.py --data PATH
+
+{set_rows("rows")}
+
+Settings of the sampler, with fewer images, n = {few}. Coverage is lower for smaller sets, so it is
+compared within this table only.
+
+{set_rows("settings")}
+
+Distance to the nearest photograph of the training split, in eight orientations in the classifier's
+features. A near-copy is nearer than 99 % of the photographs of the validation split.
+
+{nearest}
+"""
+
+
 def guidance() -> str:
     found = load_results("guidance")
     rows = [
@@ -675,6 +759,7 @@ SECTIONS: tuple[Callable[[], str], ...] = (
     speed,
     samples,
     calibration,
+    perception,
     guidance,
     usefulness,
     every_class,

@@ -4,6 +4,7 @@ import json
 
 from vqlib import VQVAE, save_model
 from vqlib.__main__ import _parser, main
+from vqlib.beyond.realistic import RealisticDecoder
 from vqlib.checkpoints import PRETRAINED
 
 
@@ -15,6 +16,8 @@ def test_train_encode_sample_and_evaluate(tmp_path, monkeypatch, capsys):
     codes, results = str(tmp_path / "codes.safetensors"), tmp_path / "results.json"
     small, models = ["--size", "64"], ["--vqvae", vqvae, "--prior", prior]
     image = tmp_path / "images" / "new.png"
+    untrained = RealisticDecoder((8, 8), (0, 0, 0), 8)
+    save_model(untrained, tmp_path / "runs" / "vqvae" / "realistic.safetensors")
     for command in (
         ["train-vqvae", "--epochs", "1", *small],
         ["encode", "--vqvae", vqvae, "--out", codes, *small],
@@ -30,6 +33,11 @@ def test_train_encode_sample_and_evaluate(tmp_path, monkeypatch, capsys):
     assert table["budget_bytes"] == 18 and ours["bytes"] == 18.0  # 2 x 2 x 4 codes of 9 bits
     assert 10 < ours["psnr_db"] < 40 and 0 < table["bits_per_code"]["prior, given the class"] < 12
     assert table["rows"]["WebP"]["n"] == 0 and ours["psnr_above_baseline_db"] is None
+    sets = table["samples"]["rows"]["pixel statistics"]
+    for name in ("reconstructions", "samples"):  # the decoder beside the VQ-VAE adds noise
+        assert (
+            sets[f"{name}, realistic decoder"]["kernel_distance"] != sets[name]["kernel_distance"]
+        )
     assert "PSNR dB" in capsys.readouterr().out
 
     # Codes do not overwrite weights, and two models of the same name are not confused.

@@ -7,6 +7,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from PIL import Image
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 
+from .beyond.realistic import RealisticDecoder
 from .checkpoints import (
     PRETRAINED,
     DataError,
@@ -348,6 +350,12 @@ def _evaluate(options: argparse.Namespace) -> None:
         extractors["Inception"] = Inception()
     for extractor in extractors.values():
         extractor.to(device)
+    decoders = {}
+    realistic = next(iter(files.values())).parent / "realistic.safetensors"
+    if realistic.is_file():
+        decoder = load_model(realistic, RealisticDecoder).to(device)
+        generator = torch.Generator().manual_seed(0)
+        decoders["realistic decoder"] = partial(decoder.sample, generator=generator)
     lesions = data.classes == CLASSES
     other_sets = {"synthetic lesions": lambda n: synthetic_dataset(n).pixels(options.size)[:n]}
     result = evaluate(
@@ -358,6 +366,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         classifier if lesions else None,
         size=options.size,
         split=options.split,
+        decoders=decoders,
         other_sets=other_sets if lesions else None,
         prior_classes=prior_classes,
         progress=lambda row: print(f"measured: {row}", file=sys.stderr),
