@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from vqlib.checkpoints import REPOSITORY
+from vqlib.evaluation.generation import distance_text
 from vqlib.evaluation.results import RESULTS, load_results
 
 START, END = "<!-- results -->\n", "<!-- /results -->\n"
@@ -264,7 +265,7 @@ def set_table(rows: dict[str, dict[str, float]]) -> str:
         (
             (
                 named(name),
-                f"{1000 * row['kernel_distance']:,.1f} ± {1000 * row['standard_error']:,.1f}",
+                distance_text(row["kernel_distance"], row["standard_error"]),
                 f"{row['density']:.2f}",
                 f"{row['coverage']:.2f}",
                 percent(row["two_sample_accuracy"]),
