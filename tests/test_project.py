@@ -354,8 +354,8 @@ def test_other_results_are_those_of_their_benchmarks():
     found, prior = results("report"), results("report")["prior"]
     said = [f"| {bounds['ham10000']['psnr_db']:.2f} | {val['rows']['ham10000']['psnr_db']:.2f} |"]
     for row in results("usefulness")["rows"].values():
-        error = row["balanced_accuracy_error"]
-        said.append(f"{100 * row['balanced_accuracy']:.0f} ± {100 * error:.0f} %")
+        accuracy, difference = (100 * row[key] for key in ("balanced_accuracy", "difference"))
+        said.append(f"{accuracy:.1f} % | {difference:+.1f} |")
     for row in results("guidance")["rows"]:
         said.append(f"w = {row['guidance']:g} | {100 * row['balanced_accuracy']:.0f} % |")
     for row in results("priors")["rows"]:
