@@ -42,7 +42,7 @@ CHANNELS, HYPER_CHANNELS = 192, 32
 BUDGET = 288
 TARGET_BITS = 8 * (BUDGET - HEADER - WORD / 2)  # of an image, in training, at step 1
 STEPS = [2 ** (n / 8) for n in range(-12, 25)]  # quantization steps that a file may have
-EPOCHS = 8
+EPOCHS = 4
 SCHEDULE = Schedule(lr=3e-4, warmup_steps=100, cosine_decay=True, grad_clip=1.0, ema_decay=0.998)
 
 
@@ -233,7 +233,7 @@ def evaluate_within_budget(model: Hyperprior, pixels: Pixels, indices: Tensor) -
 
     with eval_mode(model):
         psnr_db, similarity, num_bytes = torch.cat(list(results()), 1).clone()
-    missing = psnr_db.isinf()
+    found = ~psnr_db.isinf()
     return ImageMetrics(
         *(x.masked_fill(missing, math.nan) for x in (psnr_db, similarity, num_bytes))
     )
