@@ -234,9 +234,7 @@ def evaluate_within_budget(model: Hyperprior, pixels: Pixels, indices: Tensor) -
     with eval_mode(model):
         psnr_db, similarity, num_bytes = torch.cat(list(results()), 1).clone()
     found = ~psnr_db.isinf()
-    return ImageMetrics(
-        *(x.masked_fill(missing, math.nan) for x in (psnr_db, similarity, num_bytes))
-    )
+    return ImageMetrics(*(x.where(found, math.nan) for x in (psnr_db, similarity, num_bytes)))
 
 
 def main() -> None:
