@@ -1,12 +1,14 @@
-"""The search finds the best codes where they are known, and never makes the sum worse."""
+"""The search finds the best codes where they are known, and its files are within the budget."""
+
+import math
 
 import pytest
 import torch
 from test_sampling import lively_prior
 from torch import nn
 
-from vqlib import VQVAE
-from vqlib.evaluation.code_search import _linearized_costs, decoder_metric, search_codes
+from vqlib import VQVAE, compress
+from vqlib.evaluation.code_search import choose_codes, codes_within_budget, decoder_metric
 from vqlib.metrics import code_bits
 
 
@@ -44,23 +46,19 @@ def test_metric_is_the_mean_of_the_squared_jacobian():
     assert error.diagonal().mean().abs() < 0.01 * expected.diagonal().mean()
 
 
-def test_costs_are_exact_for_a_linear_decoder(images):
-    model = local_model(4)
-    codes = model.encode(images)
-    costs = _linearized_costs(model, codes, images, exact_metric(model))
-    before = squared_errors(model, codes, images)
-    for image, row, column, slot, code in ((0, 0, 0, 0, 3), (0, 2, 1, 3, 0), (1, 3, 2, 1, 15)):
-        changed = codes.clone()
-        changed[image, row, column, slot] = code
-        difference = (squared_errors(model, changed, images) - before)[image]
-        assert torch.allclose(costs[image, row, column, slot, code], difference, atol=2e-3)
-    assert costs.gather(-1, codes[..., None]).abs().max() < 1e-3
+def gradient_at(model, codes, images):
+    latents = model.quantizer.quantize(codes).detach().requires_grad_()
+    error = (model.decoder(latents) - images).square().sum()
+    return latents.detach(), torch.autograd.grad(error, latents)[0]
 
 
 def test_one_code_per_position_is_the_best_of_all(images):
-    """With one slot and this decoder, the best code of each position is known."""
-    model = local_model(1)
-    found = search_codes(model, images, torch.eye(256), sweeps=1, candidates=15)
+    """With one slot, a linear decoder and no rate, the best code of each position is known."""
+    model, prior = local_model(1), lively_prior(1)
+    latents, gradient = gradient_at(model, model.encode(images), images)
+    found = choose_codes(
+        model, prior, exact_metric(model), latents, torch.zeros(2), gradient=gradient
+    )
     errors = []
     for code in range(16):
         decoded = model.decode(torch.full_like(found, code))
@@ -70,38 +68,50 @@ def test_one_code_per_position_is_the_best_of_all(images):
     assert not torch.equal(found, model.encode(images))
 
 
-def test_no_single_change_improves_the_result(images):
-    model = local_model(4)
-    found = search_codes(model, images, exact_metric(model), sweeps=6, candidates=2)
-    assert _linearized_costs(model, found, images, exact_metric(model)).min() > -1e-3
-    nearest = squared_errors(model, model.encode(images), images)
-    assert (squared_errors(model, found, images) < nearest).all()
+def test_the_last_code_takes_the_others_and_its_rate_into_account(images):
+    """Given all earlier codes, the cost of the last one can be computed from its definition."""
+    model, prior, labels = local_model(4), lively_prior(4), torch.tensor([2, 5])
+    weight = torch.tensor([0.3, 3.0])
+    latents, gradient = gradient_at(model, model.encode(images), images)
+    found = choose_codes(
+        model, prior, exact_metric(model), latents, weight, labels, gradient=gradient
+    )
+    costs = []
+    for code in range(16):
+        codes = found.clone()
+        codes[:, -1, -1, -1] = code
+        bits = code_bits(prior, codes, labels)[:, -1, -1, -1]
+        costs.append(squared_errors(model, codes, images) + weight * bits)
+    assert torch.equal(found[:, -1, -1, -1], torch.stack(costs).argmin(0))
 
 
-def test_rate_is_weighted_against_the_error(images):
-    model, prior, labels = local_model(4), lively_prior(4).eval(), torch.tensor([2, 5])
-    metric = decoder_metric(model, model.encode(images))
+def test_only_visited_positions_change(images):
+    model, prior, codes = local_model(2), lively_prior(2), torch.zeros(2, 4, 3, 2).long()
+    visited = torch.arange(12).view(4, 3) % 5 == 0
+    latents, gradient = gradient_at(model, codes, images)
+    found = choose_codes(
+        model,
+        prior,
+        exact_metric(model),
+        latents,
+        torch.zeros(2),
+        gradient=gradient,
+        codes=codes,
+        visited=visited,
+    )
+    assert (found != codes).any(3).logical_and(~visited).sum() == 0
+    assert (found != codes).any()
 
-    def measure(codes):
-        return squared_errors(model, codes, images), code_bits(prior, codes, labels).sum((1, 2, 3))
 
-    results = [measure(model.encode(images))]
-    for weight in (0.0, 0.5):
-        codes = search_codes(model, images, metric, prior, labels, rate_weight=weight)
-        results.append(measure(codes))
-    (error0, bits0), (error1, bits1), (error2, bits2) = results
-    assert (error1 < error0).all() and (error1 < error2).all()
-    assert (bits2 < bits0).all() and (bits2 < bits1).all()
-    assert (error2 + 0.5 * bits2 < error1 + 0.5 * bits1).all()
-
-
-def test_errors_name_the_argument(images):
-    model, prior = local_model(4), lively_prior(4).eval()
-    metric = torch.eye(256)
-    for weight in (-1, 0.1):
-        with pytest.raises(ValueError, match="rate_weight"):
-            search_codes(model, images, metric, rate_weight=weight)
-    for models in ((model.train(), prior), (model.eval(), prior.train())):
-        with pytest.raises(ValueError, match=r"eval\(\)"):
-            search_codes(models[0], images, metric, models[1])
-        model.eval()
+def test_files_fill_the_budget_and_the_search_lowers_the_error(images):
+    model, prior, labels = local_model(4), lively_prior(4), torch.tensor([2, 5])
+    free = codes_within_budget(model, prior, images, labels, 10_000, sweeps=0)
+    budget = len(compress(prior, free[0], 2)) - 8
+    errors = []
+    for sweeps in (0, 2):
+        codes = codes_within_budget(model, prior, images, labels, budget, sweeps=sweeps)
+        sizes = [len(compress(prior, grid, int(n))) for grid, n in zip(codes, labels)]
+        assert budget - 8 <= max(sizes) <= budget
+        errors.append(squared_errors(model, codes, images))
+    assert (errors[1] < errors[0]).all()
+    assert all(math.isfinite(error) for error in errors[1].tolist())

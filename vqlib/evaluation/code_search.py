@@ -7,10 +7,13 @@ of each image; models and file format stay as they are:
 
     minimize over the codes   ||x - decoder(codes)||^2 + rate_weight * (-log2 p(codes))
 
-`search_codes` does this by coordinate descent, one code at a time. A linearized decoder ranks all
-codes that could replace one (`decoder_metric`), and the best candidates are decoded exactly. A code
-changes the image almost only within the 3x3 positions around its own. Therefore positions that are
-three apart are changed at the same time, and each change is judged by the error near it.
+`choose_codes` does this code by code, in the order of the prior, which therefore provides the exact
+probability of each possible code. The error of the decoded image is replaced by a quadratic
+function of the latent vectors, whose curvature is the same everywhere (`decoder_metric`). With this
+function `codes_within_budget` finds, for each image, the weight at which the file fills a budget
+(an image codec does the same when it tunes its quality setting). It then improves the codes: it
+linearizes the decoder at the current codes, visits every fourth position, keeps the changes that
+make the image around their position better, and repeats this with the other positions.
 
 Papers: improving the encoder's output for each image is semi-amortized inference (Kim et al. 2018,
 arXiv:1802.02550), which Yang and Mandt, "Computationally-Efficient Neural Image Compression with
@@ -26,10 +29,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..metrics import code_bits
 from ..pixelcnn import PixelCNN
+from ..sampling import CachedPixelCNN
 from ..vqvae import DOWNSCALE, VQVAE
+from .entropy_coding import max_bits
 
-STRIDE = 3  # distance of the positions that are changed at the same time
+# Weights that are tried: increase of the squared error, summed over all values of an image with
+# pixels in [0, 1], for which it is worth to save one bit.
+RATE_WEIGHTS = (0.0, *(0.001 * 2 ** (n / 2) for n in range(30)))
+# In the first step, files are this much shorter than the budget: the search makes them longer.
+MARGIN = 0.99
+WEIGHT_GAIN = 5.0
+# Changes at neighboring positions overlap in the image. A larger curvature keeps them small.
+DAMPING = 1.5
+STRIDE = 2  # distance of the positions that are changed at the same time
 
 
 def decoder_metric(vqvae: VQVAE, codes: Tensor, probes: int = 2) -> Tensor:
@@ -60,109 +74,154 @@ def decoder_metric(vqvae: VQVAE, codes: Tensor, probes: int = 2) -> Tensor:
     return metric
 
 
-@torch.no_grad()
-def search_codes(
+@torch.inference_mode()
+def choose_codes(
     vqvae: VQVAE,
-    images: Tensor,
+    prior: PixelCNN,
     metric: Tensor,
-    prior: PixelCNN | None = None,
+    latents: Tensor,
+    rate_weight: Tensor,
     labels: Tensor | None = None,
     *,
-    rate_weight: float = 0.0,
-    sweeps: int = 2,
-    candidates: int = 4,
+    gradient: Tensor | None = None,
+    codes: Tensor | None = None,
+    visited: Tensor | None = None,
 ) -> Tensor:
-    """Codes with a smaller weighted sum of squared error and rate than those of `vqvae.encode`.
+    """Codes that minimize g^T d + d^T M d + rate_weight * bits, one after another.
+
+    d is the difference between the codebook vectors of a position and its latent vector, g the
+    gradient there and M the metric. Of the codes that come later in the order of the prior, neither
+    the rate nor the contribution to d is considered.
 
     Args:
-        vqvae: in eval() mode.
-        images: float32 (B, 3, H, W), pixels in [0, 1].
-        metric: see `decoder_metric`. It only ranks the changes that may be tried.
-        prior, labels: see `PixelCNN.forward`; in eval() mode, needed if `rate_weight` is not 0.
-        rate_weight: the increase of the squared error, summed over all values of an image with
-            pixels in [0, 1], for which it is worth to save one bit.
-        sweeps: number of visits of each position. Another sweep gains less than the one before.
-        candidates: number of changes that are decoded in each visit.
+        vqvae, prior: in eval() mode, with one codebook per slot.
+        metric: float (C, C), see `decoder_metric`.
+        latents: float (B, C, h, w), where the error was linearized: the encoder's output, or the
+            vectors of the current codes.
+        rate_weight: float (B,), see `RATE_WEIGHTS`.
+        labels: int64 (B,) or None, see `PixelCNN.forward`.
+        gradient: float (B, C, h, w); None for 0.
+        codes, visited: current codes, int64 (B, h, w, slots), and the positions where they may
+            change, bool (h, w); None: all.
 
     Returns:
-        int64 (B, H/32, W/32, slots). The sum is never larger than that of `vqvae.encode`.
-
-    Raises:
-        ValueError: a model is in train() mode, `rate_weight` is negative, or the prior is missing.
+        int64 (B, h, w, slots).
     """
-    if vqvae.training or (prior is not None and prior.training):
-        raise ValueError("the models must be in eval() mode: call their method eval()")
-    if rate_weight < 0 or (rate_weight and prior is None):
-        raise ValueError(
-            f"rate_weight must be at least 0, and needs a prior if it is not 0, got {rate_weight}"
+    codebook, slots = vqvae.quantizer.codebook, vqvae.slots
+    metric = metric.unflatten(0, (slots, -1)).unflatten(2, (slots, -1))
+    quadratic = torch.einsum("skd,sdse,ske->sk", codebook, metric, codebook)
+    latents = latents.movedim(1, -1).unflatten(-1, (slots, -1))
+    linear = -2 * torch.einsum("bhwsd,sdse->bhwse", latents, metric)
+    if gradient is not None:
+        linear += gradient.movedim(1, -1).unflatten(-1, (slots, -1))
+    n, height, width = latents.shape[:3]
+    chosen = torch.empty(n, height, width, slots, dtype=torch.long)
+    cache = CachedPixelCNN(prior, chosen.shape, labels)
+    for row in range(height):
+        for column in range(width):
+            cache.start_position(row, column)
+            change = torch.zeros_like(latents[:, row, column])  # of the slots so far
+            for slot in range(slots):
+                cache.compute_slot(slot)
+                if visited is not None and not visited[row, column]:
+                    code = codes[:, row, column, slot]
+                else:
+                    interaction = 2 * torch.einsum("bsd,sde->be", change, metric[:, :, slot])
+                    cost = (linear[:, row, column, slot] + interaction) @ codebook[slot].T
+                    bits = cache.logits(slot).log_softmax(-1) / -math.log(2)
+                    code = (cost + quadratic[slot] + rate_weight[:, None] * bits).argmin(-1)
+                    change[:, slot] = codebook[slot, code] - latents[:, row, column, slot]
+                chosen[:, row, column, slot] = code
+                cache.set_code(slot, code)
+    return chosen
+
+
+def codes_within_budget(
+    vqvae: VQVAE,
+    prior: PixelCNN,
+    images: Tensor,
+    labels: Tensor | None = None,
+    budget: int = 288,
+    *,
+    metric: Tensor | None = None,
+    sweeps: int = 2,
+) -> Tensor:
+    """Codes of which `compress` writes files of at most `budget` bytes, if there are such codes.
+
+    Args:
+        vqvae, prior: in eval() mode, with one codebook per slot.
+        images: float32 (B, 3, H, W), pixels in [0, 1].
+        labels: int64 (B,) or None, see `PixelCNN.forward`.
+        budget: bytes of a file, with its header.
+        metric: see `decoder_metric`; None: it is computed for these images.
+        sweeps: how often each position is visited by the search; 0 for no search.
+
+    Returns:
+        int64 (B, H/32, W/32, slots). An image for which even the largest of the `RATE_WEIGHTS` is
+        too small gets the codes of this weight.
+    """
+    if metric is None:
+        metric = decoder_metric(vqvae, vqvae.encode(images[:16]))
+    with torch.no_grad():
+        latents = vqvae.encoder(images)
+
+    def bits_of(codes: Tensor) -> Tensor:
+        return code_bits(prior, codes, labels)
+
+    # The smallest weight within the budget, by bisection for all images at once.
+    weights, limit = torch.tensor(RATE_WEIGHTS), max_bits(budget)
+    low, high = torch.full((len(images),), -1), torch.full((len(images),), len(weights) - 1)
+    codes = choose_codes(vqvae, prior, metric, latents, weights[high], labels)
+    while (high - low > 1).any():
+        middle = ((low + high) // 2).clamp_min(0)
+        candidates = choose_codes(vqvae, prior, metric, latents, weights[middle], labels)
+        fits = bits_of(candidates).flatten(1).sum(1) <= limit * (MARGIN if sweeps else 1)
+        codes = torch.where(fits[:, None, None, None], candidates, codes)
+        low, high = torch.where(fits, low, middle), torch.where(fits, middle, high)
+    weight = weights[high]
+
+    error, gradient = _error_of_positions(vqvae, codes, images)
+    bits = bits_of(codes)
+    for offset in sweeps * [(i, j) for i in range(STRIDE) for j in range(STRIDE)]:
+        visited = torch.zeros(codes.shape[1:3], dtype=torch.bool)
+        visited[offset[0] :: STRIDE, offset[1] :: STRIDE] = True
+        # Files that are too short get a smaller weight.
+        weight = weight * (WEIGHT_GAIN * (bits.flatten(1).sum(1) / limit - 1)).exp()
+        changed = choose_codes(
+            vqvae,
+            prior,
+            DAMPING * metric,
+            vqvae.quantizer.look_up(codes),
+            weight,
+            labels,
+            gradient=gradient,
+            codes=codes,
+            visited=visited,
         )
-
-    def measure(codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Error of each position, rate of each possible code, and weighted sum of each image."""
-        error = _error_of_positions(vqvae, codes, images)
-        rate = torch.zeros(*codes.shape, vqvae.quantizer.num_embeddings, device=codes.device)
-        if rate_weight:
-            rate = prior(codes, labels).float().log_softmax(-1) * (-rate_weight / math.log(2))
-        total = error.flatten(1).sum(1) + rate.gather(-1, codes[..., None]).flatten(1).sum(1)
-        return error, rate, total
-
-    codes = vqvae.encode(images)
-    error, rate, total = measure(codes)
-    for row, column in sweeps * [(i, j) for i in range(STRIDE) for j in range(STRIDE)]:
-        visited = torch.zeros_like(codes[..., 0], dtype=torch.bool)
-        visited[:, row::STRIDE, column::STRIDE] = True
-        rate_change = rate - rate.gather(-1, codes[..., None])
-        costs = _linearized_costs(vqvae, codes, images, metric) + rate_change
-        costs.scatter_(-1, codes[..., None], math.inf)  # no change
-        # A candidate replaces the code of one slot.
-        best, chosen = torch.zeros_like(error), codes
-        for candidate in costs.flatten(3).topk(candidates, largest=False).indices.split(1, -1):
-            slot, code = candidate // costs.shape[-1], candidate % costs.shape[-1]
-            changed = torch.where(visited[..., None], codes.scatter(-1, slot, code), codes)
-            error_change = _error_of_positions(vqvae, changed, images) - error
-            change = F.avg_pool2d(error_change, STRIDE, 1, STRIDE // 2, divisor_override=1)
-            change = change + rate_change.flatten(3).gather(-1, candidate)[..., 0]
-            better = visited & (change < best)
-            best = torch.where(better, change, best)
-            chosen = torch.where(better[..., None], changed, chosen)
-        # The changes were judged separately, and without the rate of later codes, which they also
-        # change. Images whose exact sum has increased keep their codes.
-        new_error, new_rate, new_total = measure(chosen)
-        is_less = new_total < total
-        codes = torch.where(is_less[:, None, None, None], chosen, codes)
-        error = torch.where(is_less[:, None, None], new_error, error)
-        rate = torch.where(is_less[:, None, None, None, None], new_rate, rate)
-        total = torch.where(is_less, new_total, total)
+        # Keep the changes that make the image around their position better.
+        new_error, _ = _error_of_positions(vqvae, changed, images)
+        around = F.avg_pool2d(new_error - error, 3, 1, 1, divisor_override=1)
+        around += weight[:, None, None] * (bits_of(changed) - bits).sum(-1)
+        changed = torch.where((around < 0)[..., None], changed, codes)
+        # Keep all of them only if the whole image is better, and the file within the budget.
+        new_error, new_gradient = _error_of_positions(vqvae, changed, images)
+        new_bits = bits_of(changed)
+        cost_change = (new_error - error).flatten(1).sum(1)
+        cost_change += weight * (new_bits - bits).flatten(1).sum(1)
+        fits = new_bits.flatten(1).sum(1) <= bits.flatten(1).sum(1).clamp_min(limit)
+        keep = ((cost_change < 0) & fits)[:, None, None]
+        codes = torch.where(keep[..., None], changed, codes)
+        error = torch.where(keep, new_error, error)
+        bits = torch.where(keep[..., None], new_bits, bits)
+        gradient = torch.where(keep[:, None], new_gradient, gradient)
     return codes
 
 
-def _error_of_positions(vqvae: VQVAE, codes: Tensor, images: Tensor) -> Tensor:
-    """Squared error summed over the pixels of each position, float (B, h, w)."""
-    error = (vqvae.decode(codes) - images).square().sum(1)
-    return F.avg_pool2d(error, DOWNSCALE, divisor_override=1)
-
-
-def _linearized_costs(vqvae: VQVAE, codes: Tensor, images: Tensor, metric: Tensor) -> Tensor:
-    """Increase of the squared error if one code is replaced, for each code that may replace it.
-
-    With the linearized decoder it is g.d + d^T M d, for the gradient g of the error and the
-    difference d of the two codebook vectors.
-
-    Returns:
-        float (B, h, w, slots, K).
-    """
-    quantizer, slots = vqvae.quantizer, vqvae.slots
-    codebook = quantizer.codebook.expand(slots, -1, -1)
+def _error_of_positions(vqvae: VQVAE, codes: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared error summed over the pixels of each position, float (B, h, w), and the gradient of
+    its sum with respect to the latent vectors, (B, C, h, w)."""
     with torch.enable_grad():
-        latents = quantizer.quantize(codes).detach().requires_grad_()
-        error = (vqvae._to_pixels(vqvae.decoder(latents)) - images).square().sum()
-        (gradient,) = torch.autograd.grad(error, latents)
-    vectors, gradient = (
-        x.movedim(1, -1).unflatten(-1, (slots, -1)) for x in (latents.detach(), gradient)
-    )
-    blocks = metric.unflatten(0, (slots, -1)).unflatten(2, (slots, -1))
-    blocks = blocks.diagonal(dim1=0, dim2=2).movedim(-1, 0)  # (slots, D, D)
-    linear = gradient - 2 * torch.einsum("bhwsd,sde->bhwse", vectors, blocks)
-    quadratic = torch.einsum("skd,sde,ske->sk", codebook, blocks, codebook)
-    costs = torch.einsum("bhwsd,skd->bhwsk", linear, codebook) + quadratic
-    return costs - costs.gather(-1, codes[..., None])
+        latents = vqvae.quantizer.look_up(codes).detach().requires_grad_()
+        error = (vqvae._to_pixels(vqvae.decoder(latents)) - images).square().sum(1)
+        (gradient,) = torch.autograd.grad(error.sum(), latents)
+    return F.avg_pool2d(error.detach(), DOWNSCALE, divisor_override=1), gradient

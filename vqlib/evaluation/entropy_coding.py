@@ -37,6 +37,12 @@ from ..sampling import CachedPixelCNN
 MAGIC, HEADER, WORD = b"VQ", 9, 4
 
 
+def max_bits(budget: int) -> int:
+    """Ideal code length, in bits, up to which a file has at most `budget` bytes: all but one bit of
+    the words that fit, because the coder rounds up."""
+    return 8 * WORD * ((budget - HEADER) // WORD) - 1
+
+
 def compress(prior: PixelCNN, codes: Tensor, label: int | None = None) -> bytes:
     """Compress one grid of codes.
 
