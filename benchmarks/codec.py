@@ -30,8 +30,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqlib import DEEP, PixelCNN, load_pretrained, open_dataset, save_model
-from vqlib.checkpoints import fingerprint
-from vqlib.data import Pixels, batches, dihedral_transform
+from vqlib.checkpoints import PRETRAINED, fingerprint
+from vqlib.data import ImageDataset, Pixels, batches, dihedral_transform
 from vqlib.metrics import psnr, to_8_bit
 from vqlib.quantizer import count_codes, k_means, nearest_codes
 from vqlib.training import Schedule, fit
@@ -123,7 +123,7 @@ class Codec(nn.Module):
         return distortion + self.vqvae.quantizer.commitment_cost * commitment + 0.01 * rate, logged
 
 
-def train_codec(data, run: str | Path = RUN, epochs: int = EPOCHS, seed: int = 0) -> Codec:
+def train_codec(data: ImageDataset, run: str | Path = RUN, seed: int = 0) -> Codec:
     """Train the codec, continue its training, or load it if its training is finished."""
     split, pixels = DEEP.split(data), data.pixels(256)
     codec = Codec()
@@ -147,12 +147,12 @@ def train_codec(data, run: str | Path = RUN, epochs: int = EPOCHS, seed: int = 0
 
     trained_on = {"pixels": pixels.fingerprint, "split": fingerprint(*split)}
     settings = {"k": NUM_EMBEDDINGS, "rate_weight": RATE_WEIGHT, "init_images": INIT_IMAGES}
-    folder = fit(
+    fit(
         codec,
         run=run,
         config={"kind": "codec", "settings": settings, **trained_on},
         schedule=SCHEDULE,
-        epochs=epochs,
+        epochs=EPOCHS,
         steps_per_epoch=-(-len(split.train) // DEEP.batch_size),
         get_batches=get_batches,
         compute_loss=lambda batch: codec.loss(*batch),
@@ -165,8 +165,6 @@ def train_codec(data, run: str | Path = RUN, epochs: int = EPOCHS, seed: int = 0
         seed=seed,
         save_every=120,
     )
-    for name in ("vqvae", "prior"):
-        save_model(getattr(codec, name), folder / f"{name}.safetensors")
     return codec.eval()
 
 
@@ -189,13 +187,22 @@ def evaluate_codec(
     }
 
 
+def write_pretrained(codec: Codec, data: ImageDataset) -> None:
+    """Store the weights in data/pretrained in float16."""
+    codec.prior.trained_on_codebook = codec.vqvae.codebook_fingerprint
+    notes = {"data": repr(data), "classes": data.classes, "grid": [8, 8]}
+    for name in ("vqvae", "prior"):
+        path = PRETRAINED / NAME / f"{name}.safetensors"
+        save_model(getattr(codec, name), path, torch.float16, **notes)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", help="folder of the images; default: see open_dataset()")
     options = parser.parse_args()
     torch.set_flush_denormal(True)
     data = open_dataset(options.data)
-    train_codec(data)
+    write_pretrained(train_codec(data), data)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ is trained on the same images with the same objective: the mean PSNR at a given 
 
 The quantization step is chosen for each image, as in JPEG: the smallest of `STEPS` with at most 288
 bytes. In training it is random. Number of bytes: the ideal code length and the header and padding
-of the files of `vqlib.compress`.
+of the files of `vqlib.compress`. `codec_results.py` measures it.
 
 Papers: Balle et al. (2018), "Variational image compression with a scale hyperprior",
 arXiv:1802.01436; Minnen, Balle and Toderici (2018), "Joint autoregressive and hierarchical priors",
@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -32,7 +31,6 @@ from vqlib.beyond.deep import DeepDecoder, DeepEncoder
 from vqlib.checkpoints import fingerprint
 from vqlib.data import ImageDataset, Pixels, batches
 from vqlib.evaluation.entropy_coding import HEADER, WORD
-from vqlib.evaluation.results import save_results
 from vqlib.metrics import ImageMetrics, psnr, ssim, to_8_bit
 from vqlib.pixelcnn import MaskedConv2d
 from vqlib.training import Schedule, fit, to_device
@@ -40,6 +38,7 @@ from vqlib.vqvae import eval_mode
 
 CHANNELS, HYPER_CHANNELS = 192, 32
 BUDGET = 288
+RUN = "hyperprior"
 TARGET_BITS = 8 * (BUDGET - HEADER - WORD / 2)  # of an image, in training, at step 1
 STEPS = [2 ** (n / 8) for n in range(-12, 25)]  # quantization steps that a file may have
 EPOCHS = 4
@@ -179,7 +178,7 @@ def gaussian_bits(difference: Tensor, scale: Tensor, step: Tensor | float) -> Te
     return -p.clamp_min(2.0**-40).log2()
 
 
-def train_hyperprior(data: ImageDataset, run: str = "hyperprior") -> Hyperprior:
+def train_hyperprior(data: ImageDataset, run: str = RUN) -> Hyperprior:
     """Train the model, continue its training, or load it if its training is finished."""
     split, pixels = DEEP.split(data), data.pixels(256)
     model = Hyperprior()
@@ -216,25 +215,24 @@ def evaluate_at_step(model: Hyperprior, pixels: Pixels, indices: Tensor) -> dict
 
 
 def evaluate_within_budget(model: Hyperprior, pixels: Pixels, indices: Tensor) -> ImageMetrics:
-    """PSNR and SSIM of 8-bit pixels and bytes of each image: of all `STEPS` the one with the
-    highest PSNR within the budget."""
-
-    def results() -> Iterator[Tensor]:
+    """PSNR and SSIM of 8-bit pixels and bytes of each image with the smallest of the `STEPS` whose
+    file is within the budget, found by bisection; NaN if there is none."""
+    parts, steps = [], torch.tensor(STEPS)
+    with eval_mode(model):
         for images, _ in batches(pixels, indices, 32, shuffle=False):
-            best = torch.full((3, len(images)), -math.inf)
-            for step in STEPS:
-                decoded, bits = model(images, torch.full((len(images), 1, 1, 1), step))
+            best = torch.full((3, len(images)), math.nan)
+            low, high = torch.full((len(images),), -1), torch.full((len(images),), len(steps))
+            while (high - low > 1).any():
+                middle = (low + high).clamp(0, 2 * len(steps) - 2) // 2
+                decoded, bits = model(images, steps[middle][:, None, None, None])
                 decoded = to_8_bit(decoded.clamp(0, 1))
                 num_bytes = HEADER + WORD * (bits / (8 * WORD)).ceil()
-                quality = psnr(decoded, images).masked_fill(num_bytes > BUDGET, -math.inf)
-                found = torch.stack([quality, ssim(decoded, images), num_bytes])
-                best = torch.where(quality > best[0], found, best)
-            yield best
-
-    with eval_mode(model):
-        psnr_db, similarity, num_bytes = torch.cat(list(results()), 1).clone()
-    found = ~psnr_db.isinf()
-    return ImageMetrics(*(x.where(found, math.nan) for x in (psnr_db, similarity, num_bytes)))
+                found = torch.stack([psnr(decoded, images), ssim(decoded, images), num_bytes])
+                fits = (num_bytes <= BUDGET) & (middle < high)
+                best = torch.where(fits, found, best)
+                low, high = torch.where(fits, low, middle), torch.where(fits, middle, high)
+            parts.append(best)
+    return ImageMetrics(*torch.cat(parts, 1).clone())
 
 
 def main() -> None:
@@ -242,19 +240,7 @@ def main() -> None:
     parser.add_argument("--data", help="folder of the images; default: see open_dataset()")
     options = parser.parse_args()
     torch.set_flush_denormal(True)
-    data = open_dataset(options.data)
-    model = train_hyperprior(data)
-    indices = DEEP.split(data).val
-    metrics = evaluate_within_budget(model, data.pixels(256), indices)
-    ids = [data.image_ids[i] for i in indices.tolist()]
-    rows = zip(metrics.psnr.tolist(), metrics.ssim.tolist(), metrics.bytes.tolist(), strict=True)
-    result = metrics.summary() | {"data": repr(data), "split": "val", "budget_bytes": BUDGET}
-    result["images"] = {
-        name: [round(x, 4) if x == x else None for x in row]
-        for name, row in zip(ids, rows, strict=True)
-    }
-    save_results("hyperprior", result)
-    print({key: value for key, value in result.items() if key != "images"})
+    train_hyperprior(open_dataset(options.data))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
@@ -254,7 +254,9 @@ def _evaluate_image(
     return coded.psnr, float(similarity), float(coded.num_bytes)
 
 
-def evaluate_strict_codecs(pixels: Pixels, indices: Tensor, budget: int) -> dict[str, ImageMetrics]:
+def evaluate_strict_codecs(
+    pixels: Pixels, indices: Tensor, budget: int, names: Collection[str] | None = None
+) -> dict[str, ImageMetrics]:
     """Evaluate `strict_baselines`, which takes about 25 seconds of CPU time for each image.
 
     Each result is written to the log of a run (see `open_run`) as soon as it is known, and the next
@@ -264,6 +266,7 @@ def evaluate_strict_codecs(pixels: Pixels, indices: Tensor, budget: int) -> dict
     Args:
         pixels, indices: see `evaluate_vqvae`.
         budget: maximum size in bytes.
+        names: which of the baselines; None for all.
 
     Returns:
         Name -> PSNR (dB), SSIM and bytes of each image, see `evaluate_codec`.
@@ -276,6 +279,7 @@ def evaluate_strict_codecs(pixels: Pixels, indices: Tensor, budget: int) -> dict
     config |= {"codecs": STRICT_CODECS, "sizes": STRICT_THUMBNAIL_SIZES}
     config |= {"versions": register_strict_codecs()}
     codecs = strict_baselines(budget)
+    codecs = {name: codecs[name] for name in names or codecs}
     tasks = [(name, index) for index in indices.tolist() for name in codecs]
 
     def measure(task: tuple[str, int]) -> tuple[float, float, float]:
