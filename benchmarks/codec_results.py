@@ -6,6 +6,7 @@ All methods have at most 288 bytes for each image, header included. The n images
 in a fixed random order of the validation split, so a larger n continues a smaller one. The rows:
 
 - the codec, with the codes of `codes_within_budget` and files of `compress`;
+- `ham10000` with packed codes;
 - AVIF at its slowest setting, HEVC and JPEG XL (see `strict_baselines`; 25 seconds per image);
 - the hyperprior of `hyperprior.py`, if it has been trained.
 
@@ -28,7 +29,14 @@ from vqlib.data import ImageDataset, batches
 from vqlib.evaluation.code_search import codes_within_budget, decoder_metric
 from vqlib.evaluation.codecs import evaluate_strict_codecs, strict_baselines
 from vqlib.evaluation.results import save_results
-from vqlib.metrics import ImageMetrics, paired_bootstrap_interval, psnr, ssim, to_8_bit
+from vqlib.metrics import (
+    ImageMetrics,
+    evaluate_vqvae,
+    paired_bootstrap_interval,
+    psnr,
+    ssim,
+    to_8_bit,
+)
 
 BUDGET, BATCH = 288, 20
 NAME = "ham10000-codec"
@@ -108,13 +116,14 @@ def main() -> None:
     order = torch.randperm(len(val), generator=torch.Generator().manual_seed(0))
     indices = val[order[: options.n]]
     metrics = {NAME: measure_codec(data, indices, options.sweeps)}
+    metrics["ham10000"] = evaluate_vqvae(load_pretrained()[0], data.pixels(256), indices)
     if (run_folder(RUN) / "checkpoint.pt").is_file():
         metrics["hyperprior"] = measure_hyperprior(data, indices)
     if options.codecs:
         metrics |= evaluate_strict_codecs(data.pixels(256), indices, BUDGET, options.codecs)
     rows = {}
     for name, found in metrics.items():
-        rows[name] = found.summary() | {"bytes": float(found.bytes.nanmean())}
+        rows[name] = ImageMetrics.summary(found) | {"bytes": float(found.bytes.nanmean())}
         both = ~found.psnr.isnan()
         if name != NAME and both.any():
             ours = metrics[NAME].psnr[both]

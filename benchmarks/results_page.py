@@ -25,6 +25,7 @@ NAMES = {
     DEEP: "**deep** (`deep`), ships as `ham10000`",
     LAYERS: "**report's layers** (`workbook`)",
     REPORT: "the report's recipe, `report-ham10000`",
+    "ham10000-codec": "**codec**, ships as `ham10000-codec`",
     "unigram": "unigram of each slot",
     "unigram per position": "unigram of each slot and position",
     "prior, given the class": "**the prior**, given the class",
@@ -232,6 +233,46 @@ ideal code length is {size:.0f} bytes per image. Files written by a range coder 
 {files["prior_bytes"]:.0f} bytes on average, header included (n = {files["n"]}). At the same PSNR
 ({files["psnr_db"]:.1f} dB on average) WebP needs {files["baseline_bytes"]:.0f} bytes.
 The mean difference is {interval(files["difference_bytes"], 0)} bytes (95 % interval).
+"""
+
+
+def codec() -> str:
+    """Nothing, if the codec has not been measured."""
+    found = load_results("codec", {"rows": {}})
+    if not found["rows"]:
+        return ""
+    size, ideal = found["budget_bytes"], "bytes are the ideal code length plus the same header"
+    rows = [
+        (
+            named(name),
+            row["n"],
+            *(
+                (f"{row[key]:.{d}f}" for key, d in (("psnr_db", 2), ("ssim", 3), ("bytes", 0)))
+                if row["n"]
+                else ("", "", "")
+            ),
+            interval(row["codec_above_db"], 2) if "codec_above_db" in row else "",
+        )
+        for name, row in found["rows"].items()
+    ]
+    head = "| Method | n | PSNR, dB | SSIM | bytes | the codec is above, dB (95 %) |"
+    return f"""
+## The codec
+
+`ham10000-codec` has larger codebooks than `ham10000` and a prior that was trained together with
+them, so that the file after entropy coding, not the packed codes, has at most {size} bytes. The
+encoder chooses the codes with the prior and improves them by a search (`codes_within_budget`,
+{count(found["sweeps"], "sweep")}). All methods have at most {size} bytes for each image, with the
+header, unless it says otherwise. For the hyperprior, a learned codec with the same networks, the
+{ideal}. The last column is the mean difference over the same images, with
+its 95 % interval (paired bootstrap). Validation split, the first {found["n"]} of 601 images in a
+random order:
+
+    python benchmarks/codec.py --data PATH
+    python benchmarks/hyperprior.py --data PATH
+    python benchmarks/codec_results.py --data PATH --n {found["n"]}
+
+{table(head, rows)}
 """
 
 
@@ -777,6 +818,7 @@ images:
 SECTIONS: tuple[Callable[[], str], ...] = (
     reconstruction,
     bits_and_files,
+    codec,
     speed,
     samples,
     calibration,
