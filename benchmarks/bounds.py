@@ -40,7 +40,7 @@ def main() -> None:
     table = load_results("bounds", {"rows": {}})
     table |= {"data": repr(data), "split": "val", "epochs": EPOCHS}
     for name in pretrained_names():
-        if name in table["rows"]:
+        if name in table["rows"] or name == "ham10000-codec":
             continue
         # The recipe with the small learning rate, because the weights are pretrained.
         recipe = replace(DEEP, vqvae=partial(load_without_quantizer, name), init_images=0)

@@ -43,7 +43,7 @@ RATE_WEIGHT = 0.06  # squared distance in latent space for one bit
 INIT_IMAGES = 3200
 TYPICAL_MSE = 3.3e-4  # the mean of the logarithm is scaled like MSE / data_variance at this MSE
 SCHEDULE = Schedule(lr=2e-4, warmup_steps=100, cosine_decay=True, grad_clip=1.0, ema_decay=0.998)
-EPOCHS = 4
+EPOCHS = 3
 
 
 class Codec(nn.Module):

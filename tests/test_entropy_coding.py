@@ -2,6 +2,9 @@
 
 import copy
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -80,6 +83,30 @@ def test_real_lesions_need_fewer_bytes_than_packed_codes():
         assert torch.equal(codes, encoded.codes[i]) and label == encoded.labels[i]
         assert len(file) < HEADER + math.ceil(1.01 * predicted_bits / 8) + 8
     assert sum(map(len, files)) < 2 * encoded.bytes_per_image
+
+
+WRITE = """
+import sys, torch
+from vqlib import EncodedDataset, compress, load_pretrained
+from vqlib.checkpoints import PRETRAINED
+torch.set_num_threads(2)
+encoded = EncodedDataset.load(PRETRAINED / "ham10000" / "codes.safetensors")
+print(compress(load_pretrained("ham10000")[1], *encoded[int(encoded.split.val[0])]).hex())
+"""
+
+
+def test_files_do_not_depend_on_instruction_set_and_number_of_threads():
+    """A process with older instructions and two threads writes the file that this one writes."""
+    older = {"ATEN_CPU_CAPABILITY": "default", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"}
+    found = subprocess.run(
+        [sys.executable, "-c", WRITE], env=os.environ | older, capture_output=True, text=True
+    )
+    file = bytes.fromhex(found.stdout)
+    encoded = EncodedDataset.load(PRETRAINED / "ham10000" / "codes.safetensors")
+    codes, label = encoded[int(encoded.split.val[0])]
+    _, prior = load_pretrained("ham10000")
+    assert file == compress(prior, codes, int(label)), found.stderr
+    assert torch.equal(decompress(prior, file)[0], codes)
 
 
 def test_files_of_another_prior_are_refused_before_decoding(prior, file, monkeypatch):
