@@ -5,10 +5,11 @@
 All methods have at most 288 bytes for each image, header included. The n images are the first ones
 in a fixed random order of the validation split, so a larger n continues a smaller one. The rows:
 
-- the codec, with the codes of `codes_within_budget` and files of `compress`;
-- `ham10000` with packed codes;
+- the codec, with the codes of `codes_within_budget`, with and without its search, and files of
+  `compress`;
+- `ham10000` with packed codes, and WebP and AVIF from the table of `evaluate`;
 - AVIF at its slowest setting, HEVC and JPEG XL (see `strict_baselines`; 25 seconds per image);
-- the hyperprior of `hyperprior.py`, if it has been trained.
+- with `--hyperprior` the hyperprior of `hyperprior.py`, which is trained first if necessary.
 
 The results of each image are kept in a run, and written to data/results/codec.json.
 """
@@ -17,18 +18,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Callable
 
 import torch
-from hyperprior import RUN, evaluate_within_budget, train_hyperprior
+from hyperprior import evaluate_within_budget, train_hyperprior
 from torch import Tensor
 
 from vqlib import compress, load_pretrained, open_dataset
-from vqlib.checkpoints import fingerprint, open_run, run_folder
+from vqlib.checkpoints import fingerprint, open_run
 from vqlib.data import ImageDataset, batches
 from vqlib.evaluation.code_search import codes_within_budget, decoder_metric
 from vqlib.evaluation.codecs import evaluate_strict_codecs, strict_baselines
-from vqlib.evaluation.results import save_results
+from vqlib.evaluation.results import load_results, save_results
 from vqlib.metrics import (
     ImageMetrics,
     evaluate_vqvae,
@@ -40,6 +42,7 @@ from vqlib.metrics import (
 
 BUDGET, BATCH = 288, 20
 NAME = "ham10000-codec"
+STORED = ("WebP", "AVIF speed 6, headers not counted")  # in the table of `evaluate`
 
 
 def measure_codec(data: ImageDataset, indices: Tensor, sweeps: int) -> ImageMetrics:
@@ -109,6 +112,7 @@ def main() -> None:
         default=list(strict_baselines(BUDGET)),
         help="image codecs to be measured; default: all of strict_baselines",
     )
+    parser.add_argument("--hyperprior", action="store_true", help="also measure the hyperprior")
     options = parser.parse_args()
     torch.set_flush_denormal(True)
     data = open_dataset(options.data)
@@ -116,19 +120,25 @@ def main() -> None:
     order = torch.randperm(len(val), generator=torch.Generator().manual_seed(0))
     indices = val[order[: options.n]]
     metrics = {NAME: measure_codec(data, indices, options.sweeps)}
+    metrics[f"{NAME}, no search"] = measure_codec(data, indices, 0)
     metrics["ham10000"] = evaluate_vqvae(load_pretrained()[0], data.pixels(256), indices)
-    if (run_folder(RUN) / "checkpoint.pt").is_file():
+    if options.hyperprior:
         metrics["hyperprior"] = measure_hyperprior(data, indices)
     if options.codecs:
         metrics |= evaluate_strict_codecs(data.pixels(256), indices, BUDGET, options.codecs)
+    ids = [data.image_ids[i] for i in indices.tolist()]
+    stored = load_results("isic2018-val", {"psnr_db_of": {}})["psnr_db_of"]
+    for name in filter(stored.__contains__, STORED):
+        values = torch.tensor([stored[name].get(i, math.nan) for i in ids])
+        metrics[name] = ImageMetrics(values, *torch.full((2, len(ids)), math.nan))
     rows = {}
     for name, found in metrics.items():
-        rows[name] = ImageMetrics.summary(found) | {"bytes": float(found.bytes.nanmean())}
+        summary = ImageMetrics.summary(found) | {"bytes": float(found.bytes.nanmean())}
+        rows[name] = {key: value for key, value in summary.items() if value == value}
         both = ~found.psnr.isnan()
         if name != NAME and both.any():
             ours = metrics[NAME].psnr[both]
             rows[name]["codec_above_db"] = paired_bootstrap_interval(ours, found.psnr[both])
-    ids = [data.image_ids[i] for i in indices.tolist()]
     result = {"data": repr(data), "split": "val", "n": len(indices), "budget_bytes": BUDGET}
     result |= {"sweeps": options.sweeps, "rows": rows}
     result["psnr_db_of"] = {

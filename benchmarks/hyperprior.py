@@ -41,7 +41,7 @@ BUDGET = 288
 RUN = "hyperprior"
 TARGET_BITS = 8 * (BUDGET - HEADER - WORD / 2)  # of an image, in training, at step 1
 STEPS = [2 ** (n / 8) for n in range(-12, 25)]  # quantization steps that a file may have
-EPOCHS = 4
+EPOCHS = 2
 SCHEDULE = Schedule(lr=3e-4, warmup_steps=100, cosine_decay=True, grad_clip=1.0, ema_decay=0.998)
 
 

@@ -26,6 +26,7 @@ NAMES = {
     LAYERS: "**report's layers** (`workbook`)",
     REPORT: "the report's recipe, `report-ham10000`",
     "ham10000-codec": "**codec**, ships as `ham10000-codec`",
+    "ham10000-codec, no search": "codec, no search",
     "unigram": "unigram of each slot",
     "unigram per position": "unigram of each slot and position",
     "prior, given the class": "**the prior**, given the class",
@@ -236,20 +237,27 @@ The mean difference is {interval(files["difference_bytes"], 0)} bytes (95 % inte
 """
 
 
+HYPERPRIOR = (
+    "The hyperprior is a learned codec with the same networks (`benchmarks/hyperprior.py`); its "
+    "bytes are the ideal code length plus the same header."
+)
+
+
 def codec() -> str:
     """Nothing, if the codec has not been measured."""
     found = load_results("codec", {"rows": {}})
     if not found["rows"]:
         return ""
-    size, ideal = found["budget_bytes"], "bytes are the ideal code length plus the same header"
+    size, learned = found["budget_bytes"], "hyperprior" in found["rows"]
+    options = "" if "HEVC" in found["rows"] else " --codecs"
+    options += " --hyperprior" if learned else ""
     rows = [
         (
             named(name),
             row["n"],
             *(
-                (f"{row[key]:.{d}f}" for key, d in (("psnr_db", 2), ("ssim", 3), ("bytes", 0)))
-                if row["n"]
-                else ("", "", "")
+                f"{row[key]:.{digits}f}" if key in row else ""
+                for key, digits in (("psnr_db", 2), ("ssim", 3), ("bytes", 0))
             ),
             interval(row["codec_above_db"], 2) if "codec_above_db" in row else "",
         )
@@ -263,14 +271,12 @@ def codec() -> str:
 them, so that the file after entropy coding, not the packed codes, has at most {size} bytes. The
 encoder chooses the codes with the prior and improves them by a search (`codes_within_budget`,
 {count(found["sweeps"], "sweep")}). All methods have at most {size} bytes for each image, with the
-header, unless it says otherwise. For the hyperprior, a learned codec with the same networks, the
-{ideal}. The last column is the mean difference over the same images, with
-its 95 % interval (paired bootstrap). Validation split, the first {found["n"]} of 601 images in a
-random order:
+header, unless it says otherwise. {HYPERPRIOR if learned else ""} The last column is the mean
+difference over the same images, with its 95 % interval (paired bootstrap). Validation split, the
+first {found["n"]} of 601 images in a random order:
 
     python benchmarks/codec.py --data PATH
-    python benchmarks/hyperprior.py --data PATH
-    python benchmarks/codec_results.py --data PATH --n {found["n"]}
+    python benchmarks/codec_results.py --data PATH --n {found["n"]}{options}
 
 {table(head, rows)}
 """
