@@ -7,9 +7,10 @@ import torch
 from test_sampling import lively_prior
 from torch import nn
 
-from vqlib import VQVAE, compress
+from vqlib import VQVAE, EncodedDataset, compress, decompress, load_pretrained
+from vqlib.checkpoints import PRETRAINED
 from vqlib.evaluation.code_search import choose_codes, codes_within_budget, decoder_metric
-from vqlib.metrics import code_bits
+from vqlib.metrics import code_bits, psnr
 
 
 def local_model(slots):
@@ -115,3 +116,15 @@ def test_files_fill_the_budget_and_the_search_lowers_the_error(images):
         errors.append(squared_errors(model, codes, images))
     assert (errors[1] < errors[0]).all()
     assert all(math.isfinite(error) for error in errors[1].tolist())
+
+
+def test_the_pretrained_codec_writes_files_within_its_budget():
+    codec, prior = load_pretrained("ham10000-codec")
+    deep, _ = load_pretrained("ham10000")
+    encoded = EncodedDataset.load(PRETRAINED / "ham10000" / "codes.safetensors")
+    codes, label = encoded[int(encoded.split.val[0])]
+    image = deep.decode(codes[None])
+    found = codes_within_budget(codec, prior, image, label[None], sweeps=1)[0]
+    file = compress(prior, found, int(label))
+    assert 250 < len(file) <= 288 and torch.equal(decompress(prior, file)[0], found)
+    assert psnr(codec.decode(found[None]), image) > 38
