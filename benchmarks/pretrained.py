@@ -1,6 +1,7 @@
-"""Train everything in data/pretrained: two VQ-VAEs, the codes of all images, a prior, a classifier.
+"""Train everything in data/pretrained: VQ-VAEs, the codes of all images, priors, a classifier.
 
     python benchmarks/pretrained.py --data PATH        # hours on a CPU; call again to resume
+    python benchmarks/pretrained.py --priors           # only stores what transformer_priors.py did
 
 Each training is a run of its own (work_dir()/runs/shipped-...); finished ones are loaded. Weights
 are stored in float16, and the codes are computed with the *stored* weights, so that anyone who
@@ -14,6 +15,7 @@ import argparse
 
 import torch
 from torch import nn
+from transformer_priors import CPU_SECONDS_PER_STEP, train
 
 from vqlib import (
     DEEP,
@@ -34,12 +36,19 @@ REPORT_LAYERS, BEST = "ham10000-report-layers", "ham10000"
 RECIPES = {REPORT_LAYERS: WORKBOOK, BEST: DEEP}
 
 
-def write_pretrained(run: str, name: str, file: str) -> nn.Module:
+def write_pretrained(run: str, name: str, file: str, new_name: str | None = None) -> nn.Module:
     """Store the weights of a run in data/pretrained in float16, and load them from there."""
     source = run_folder(run) / file
-    path = PRETRAINED / name / file
+    path = PRETRAINED / name / (new_name or file)
     save_model(load_model(source), path, torch.float16, **model_notes(source))
     return load_model(path)
+
+
+def write_priors() -> None:
+    """Store the three priors of transformer_priors.py."""
+    for kind in CPU_SECONDS_PER_STEP:
+        run = f"prior-{kind}"
+        write_pretrained(run, BEST, "prior.safetensors", f"{run}.safetensors")
 
 
 def held_out_curve(run: str, *keys: str) -> dict[str, list[float]]:
@@ -52,7 +61,10 @@ def held_out_curve(run: str, *keys: str) -> dict[str, list[float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", help="folder of the images; default: see open_dataset()")
+    parser.add_argument("--priors", action="store_true", help="only store the three priors")
     options = parser.parse_args()
+    if options.priors:
+        return write_priors()
     data = open_dataset(options.data)
     models, curves = {}, {}
     keys = ("psnr_db", "ssim", "codes_used", "perplexity")
@@ -85,6 +97,9 @@ def main() -> None:
     )
     save_results(f"{data.name}-val", result)
     print(results_table(result))
+    for kind in CPU_SECONDS_PER_STEP:
+        train(data, kind)
+    write_priors()
 
 
 if __name__ == "__main__":

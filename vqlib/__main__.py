@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torchvision.utils import save_image
 
+from .beyond.transformer import CodeTransformer
 from .checkpoints import (
     PRETRAINED,
     DataError,
@@ -29,6 +30,10 @@ from .pixelcnn import PixelCNN
 from .sampling import sample
 from .training import RECIPES, pick_device, train_prior, train_vqvae
 from .vqvae import DOWNSCALE, VQVAE
+
+# Prior of a pretrained model from which the command `sample` samples, see "Three priors" in
+# data/results/README.md.
+DEFAULT_PRIOR = "prior.safetensors"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -206,12 +211,16 @@ def _sample(options: argparse.Namespace) -> None:
         )
     device = options.device or pick_device()
     if options.vqvae is None:
-        vqvae, prior = load_pretrained(options.model)
-        path = PRETRAINED / options.model / "prior.safetensors"
+        vqvae, _ = load_pretrained(options.model)
+        path = PRETRAINED / options.model / DEFAULT_PRIOR
     else:
-        vqvae, prior = load_model(options.vqvae, VQVAE), load_model(options.prior, PixelCNN)
-        check_pair(vqvae, prior)
-        path = options.prior
+        vqvae, path = load_model(options.vqvae, VQVAE), options.prior
+    prior = load_model(path)
+    if not isinstance(prior, PixelCNN | CodeTransformer):
+        raise DataError(
+            f"{path} contains a {type(prior).__name__}, but a prior was expected: use another file"
+        )
+    check_pair(vqvae, prior)
     notes = model_notes(path)
     classes = notes.get("classes") or ()
     if options.label not in (None, *classes):

@@ -1,5 +1,7 @@
 """Models that go beyond the report, one per module."""
 
+from .causal_transformer import CausalTransformer
 from .deep import DEEP
+from .masked_transformer import MaskedTransformer
 
-__all__ = ["DEEP"]
+__all__ = ["DEEP", "CausalTransformer", "MaskedTransformer"]

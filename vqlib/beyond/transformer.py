@@ -79,7 +79,7 @@ class CodeTransformer(nn.Module):
     Args:
         num_embeddings: K, number of codes in each slot.
         codes_per_position: number of slots.
-        width: C, features of a token; divisible by 4 * heads.
+        width: C, features of a token, a multiple of 4 * heads.
         num_classes: number of class labels. One further label, "no label", is learned by label
             dropout; its logits are the unconditional ones.
         embedding_dim: D, dimension of a code's embedding, by which it is read and predicted; must
@@ -92,6 +92,9 @@ class CodeTransformer(nn.Module):
 
     Attributes:
         trained_on_codebook: see `PixelCNN`.
+
+    Raises:
+        ValueError: `width` is not a multiple of 4 * heads.
     """
 
     def __init__(
@@ -110,6 +113,8 @@ class CodeTransformer(nn.Module):
     ) -> None:
         # The arguments are saved with the weights, so that `load_model` can build the model.
         config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        if width % (4 * heads):  # pairs of features, half of them for rows, half for columns
+            raise ValueError(f"width {width} is not a multiple of {4 * heads}, 4 * heads")
         super().__init__()
         slots = codes_per_position
         self.num_embeddings, self.slots, self.num_classes = num_embeddings, slots, num_classes
@@ -156,8 +161,8 @@ class CodeTransformer(nn.Module):
         if codes.shape[1:] != (*self.grid, self.slots) or codes.dtype != torch.long:
             rows, columns = self.grid
             raise ValueError(
-                f"codes must be int64 (B, {rows}, {columns}, {self.slots}), got {codes.dtype} "
-                f"{tuple(codes.shape)}"
+                f"codes must be int64 (B, {rows}, {columns}, {self.slots}), the grid of this prior, "
+                f"got {codes.dtype} {tuple(codes.shape)}"
             )
         check_codes(codes, self.num_embeddings, self.slots)
         offsets = self.num_embeddings * torch.arange(self.slots, device=codes.device)
