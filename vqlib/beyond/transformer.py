@@ -161,8 +161,8 @@ class CodeTransformer(nn.Module):
         if codes.shape[1:] != (*self.grid, self.slots) or codes.dtype != torch.long:
             rows, columns = self.grid
             raise ValueError(
-                f"codes must be int64 (B, {rows}, {columns}, {self.slots}), the grid of this prior, "
-                f"got {codes.dtype} {tuple(codes.shape)}"
+                f"this prior needs codes int64 (B, {rows}, {columns}, {self.slots}), got "
+                f"{codes.dtype} {tuple(codes.shape)}"
             )
         check_codes(codes, self.num_embeddings, self.slots)
         offsets = self.num_embeddings * torch.arange(self.slots, device=codes.device)
