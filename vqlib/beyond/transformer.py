@@ -134,7 +134,7 @@ class CodeTransformer(nn.Module):
         self.register_buffer("sin", sin, persistent=False)
 
     def initialize_linear_layers(self) -> None:
-        """GPT-2's initialization; logits are nearly uniform at first."""
+        """GPT-2's initialization."""
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=0.02)
