@@ -361,6 +361,12 @@ def test_other_results_are_those_of_their_benchmarks():
         said.append(f"w = {row['guidance']:g} | {100 * row['balanced_accuracy']:.0f} % |")
     for row in results("priors")["rows"]:
         said.append(f"| {row['bits_per_code']:.3f} |")
+    for name, row in results("transformer-priors")["priors"].items():
+        bits, error = row["bits_per_code"], row["bits_standard_error"]
+        bound = "" if row["bits_are"] == "exact" else "at most "
+        said.append(f"| {row['weights'] / 1e6:.2f} | {bound}{bits:.3f} ± {error:.3f} |")
+        kid = row["kernel_distance_x1000"]["reconstructions"]["classifier"]
+        said.append(f"| {name} | {kid[0]:.1f} ± {kid[1]:.1f} |")
     for row in results("ablation")["rows"]:
         said.append(f"| {row['seed']} | {row['psnr_db']:.2f} |")
     for row in results("quantizers")["rows"].values():

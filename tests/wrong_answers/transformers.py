@@ -83,7 +83,7 @@ WRONG = {
     "self_attention": [
         (
             changed(SELF_ATTENTION, "output.transpose(1, 2)", "output"),
-            "the place where they are joined",
+            "but not joined correctly",
         ),
         (
             changed(
@@ -91,7 +91,15 @@ WRONG = {
                 "reshape(B, T, heads, -1).transpose(1, 2)",
                 "reshape(B, heads, T, -1)",
             ),
-            "not split correctly",
+            "are not split correctly",
+        ),
+        (
+            changed(
+                SELF_ATTENTION,
+                "reshape(B, T, heads, -1).transpose(1, 2)",
+                "reshape(B, heads, T, -1)",
+            ).replace("output.transpose(1, 2)", "output"),
+            "a head contains only some of the tokens",
         ),
         (changed(SELF_ATTENTION, " @ out_weight.T", ""), "out_weight"),
         (

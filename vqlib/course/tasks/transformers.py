@@ -121,7 +121,7 @@ def _causal_softmax(scores: Tensor, diagonal: int = 0) -> Tensor:
         parts = (x @ in_weight.T).chunk(3, dim=-1)  # three (B, T, C)
         query, key, value = (part.reshape(B, heads, T, C // heads) for part in parts)
         output, _ = attention(query, key, value)
-        return output.reshape(B, T, C) @ out_weight.T
+        return output.transpose(1, 2).reshape(B, T, C) @ out_weight.T
     ''',
     solution='''
     def self_attention(x, in_weight, out_weight, heads, attention):
@@ -143,8 +143,8 @@ def _causal_softmax(scores: Tensor, diagonal: int = 0) -> Tensor:
         "with x = torch.arange(T)[None, :, None] * torch.ones(1, T, C) and one reshape.",
         "reshape keeps the order of the numbers in memory. In (B, T, C) the C features of one "
         "token are neighbors in memory, so only the last axis may be split.",
-        "Split (B, T, C) into (B, T, heads, C // heads), then exchange the axes 1 and 2. The "
-        "output needs the same in the opposite order.",
+        "Split (B, T, C) into (B, T, heads, C // heads), then exchange the axes 1 and 2. The last "
+        "line does the opposite.",
     ),
 )
 def self_attention(answer):
@@ -162,12 +162,13 @@ def self_attention(answer):
 
     right = with_errors(False, False)
     for mistake, values in {
-        "The heads are split correctly now. What about the place where they are joined? A token "
-        "still depends on later ones.": with_errors(False, True),
-        "The heads are joined correctly, but not split correctly. After the split, head 0 of token "
-        "t should have the first C / heads features of token t.": with_errors(True, False),
-        "The features of different tokens are mixed, where the heads are split and where they are "
-        "joined.": with_errors(True, True),
+        "The heads are split correctly now, but not joined correctly. The last line was right.": (
+            with_errors(False, True)
+        ),
+        "The heads are not split correctly. After the split, head 0 of token t should have the "
+        "first C / heads features of token t.": with_errors(True, False),
+        "This is causal, but a head contains only some of the tokens, so the last token can't read "
+        "the first one. The last line was right; the split is not.": with_errors(True, True),
         "The result lacks the last matrix, out_weight.": _attention(
             *(
                 p.reshape(2, tokens, heads, d).transpose(1, 2)
@@ -449,7 +450,6 @@ def still_masked(answer):
         bool (n, *shape), is False. The function still_masked may be used.
         """
         codes = torch.zeros(n, *shape, dtype=torch.long)
-        masked = torch.ones(n, *shape, dtype=torch.bool)
         ...
         return codes
     ''',
