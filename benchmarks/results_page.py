@@ -754,6 +754,8 @@ its samples and the classifier were measured on that split only.
 in `benchmarks/pretrained.py`; notebooks 06 and 04 plot them. `samples.jpg` is the figure in the
 main README; `benchmarks/pictures.py` writes it. `robustness.json` contains the long tests of
 interruption and damaged files, as `python benchmarks/robustness.py` has run them last.
+`versions.json` contains the last tests with the lowest and the newest versions of the dependencies
+and with those of Colab, by `make versions ENV=floors`, `ENV=newest` and `ENV=colab`.
 """
     return "\n".join(filled(part) for part in (head, *(make() for make in SECTIONS), tail))
 
