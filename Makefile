@@ -28,7 +28,7 @@ export PWD_AT_CALL := $(PWD)
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=1200
 
 .NOTPARALLEL:
-.PHONY: help workbook lab test lint unit nbval solved mutants refresh set-repo clean
+.PHONY: help workbook lab test lint unit nbval solved mutants versions refresh set-repo clean
 
 help: ## list the commands
 	@echo "make <command>, where <command> is"
@@ -72,6 +72,9 @@ mutants: $(STAMP) ## mutation tests of quantizer, masked convolutions and sample
 	@OMP_NUM_THREADS=1 "$(VENV)/bin/mutmut" run --max-children 2
 	@"$(VENV)/bin/mutmut" results | sort >mutants/results.txt
 	@"$(VENV)/bin/mutmut" export-cicd-stats
+
+versions: ## test with other versions of the dependencies: ENV=floors, newest or colab [NB=02]
+	@"$(PYTHON)" .ci/versions.py "$(ENV)" $(if $(NB),--only "$(NB)")
 
 refresh: $(STAMP) ## run the committed notebooks in place, with synthetic lesions [NB=02]
 	@$(PY) .ci/execute.py refresh $(if $(NB),--only "$(NB)")

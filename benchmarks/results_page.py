@@ -757,6 +757,49 @@ images:
 """
 
 
+def large_set() -> str:
+    found = load_results("large-set")
+    sets = found["images"]
+    heads = " | ".join(f"{row['images']:,} images" for row in sets)
+    per_image = [
+        (name, *(f"{1e6 * row['phases'][name]['seconds'] / row['images']:.0f}" for row in sets))
+        for name in sets[0]["phases"]
+        if name != "start"
+    ]
+    for key, name in (("peak_mb", "**memory, MB**"), ("anonymous_mb", "of which not files, MB")):
+        highest = (max(phase[key] for phase in row["phases"].values()) for row in sets)
+        per_image.append((name, *(f"{value:,}" for value in highest)))
+    codes = [
+        (
+            f"{row['images']:,} in {count(row['orientations'], 'orientation')}",
+            row["file_mb"],
+            *(f"{row['phases'][name]['peak_mb']:,}" for name in row["phases"] if name != "start"),
+        )
+        for row in found["codes"]
+    ]
+    start, cache = sets[0]["phases"]["start"]["peak_mb"], sets[-1]["pixels_mb"]
+    return f"""
+## Large sets of images
+
+Procedural images of {found["size"]} px, all different, pass through all steps. The networks are
+tiny, because growth is measured and not speed. The first lines are the microseconds of processor
+time per image, which would rise with the number of images if a step were slower than linear;
+another program ran on the machine, so a single one may be too high. The last lines are the largest
+resident memory of the process, with and without the pages of mapped files. Python and PyTorch alone
+take {start} MB; the cache of {sets[-1]["images"]:,} images has {cache:,} MB.
+
+    python benchmarks/large_set.py
+
+{table(f"| Step | {heads} |", per_image)}
+
+The next table is for random codes, 256 per image as of images of 256 px. In memory each code takes
+8 bytes. In the first row the training images (80 %) are in eight orientations. The ISIC archive has
+about as many images as the second row.
+
+{table("| Codes of images | file, MB | memory, MB | while saving | while loading |", codes)}
+"""
+
+
 SECTIONS: tuple[Callable[[], str], ...] = (
     reconstruction,
     bits_and_files,
@@ -771,6 +814,7 @@ SECTIONS: tuple[Callable[[], str], ...] = (
     ablation,
     quantizers,
     report,
+    large_set,
 )
 
 
@@ -787,7 +831,7 @@ All tables of the workbook, each with the command that measured it. The script
 is typed by hand.
 
 PATH is a folder of images; [data/README.md](../README.md) says how to get them. The images of all
-sections but the last are `{images}` ({classes}), split by lesion. They are square crops, as the
+sections but the last two are `{images}` ({classes}), split by lesion. They are square crops, as the
 [model card](../pretrained/ham10000/README.md) describes. The complete download has more photographs
 and other crops, so it gives other numbers. Choices were made on the validation split. The prior,
 its samples and the classifier were measured on that split only.
@@ -799,6 +843,8 @@ its samples and the classifier were measured on that split only.
 in `benchmarks/pretrained.py`; notebooks 06 and 04 plot them. `samples.jpg` is the figure in the
 main README; `benchmarks/pictures.py` writes it. `robustness.json` contains the long tests of
 interruption and damaged files, as `python benchmarks/robustness.py` has run them last.
+`versions.json` contains the last tests with the lowest and the newest versions of the dependencies
+and with those of Colab, by `make versions ENV=floors`, `ENV=newest` and `ENV=colab`.
 """
     return "\n".join(filled(part) for part in (head, *(make() for make in SECTIONS), tail))
 

@@ -442,6 +442,7 @@ def test_top_level_is_what_the_readme_lists():
         "README.md",
         "benchmarks",
         "data",
+        "docs",
         "environment.yml",
         "notebooks",
         "pyproject.toml",
