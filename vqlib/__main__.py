@@ -10,21 +10,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import save_image
 
 from .checkpoints import (
     PRETRAINED,
     DataError,
+    atomic_write,
     check_pair,
     load_model,
     load_pretrained,
     model_notes,
     pretrained_names,
+    run_folder,
 )
 from .codes import SPLITS, EncodedDataset, add_augmented, encode_dataset
-from .evaluation import evaluate, results_table
+from .data import read_image, resize_to_square, to_float
+from .evaluation import compress, decompress, evaluate, results_table
 from .evaluation.features import EfficientNetLite0, Inception, lite0_is_installed
 from .lesions import CLASSES, LesionClassifier, download, open_dataset, synthetic_dataset
+from .metrics import psnr
 from .pixelcnn import PixelCNN
 from .sampling import sample
 from .training import RECIPES, pick_device, train_prior, train_vqvae
@@ -133,6 +138,19 @@ def _parser() -> argparse.ArgumentParser:
     add_device(add)
     add("--out", type=Path, default=Path("samples.png"), help="output file")
 
+    add = command("compress", _compress, "compress one picture to a file of about 250 bytes")
+    add("image", type=Path, help="picture, of which the largest centered square is used")
+    add("out", type=Path, nargs="?", help="output file; default: the picture's name with .vq")
+    add("--model", default="ham10000", help="pretrained model, a folder in data/pretrained")
+    add("--size", type=_image_size, default=256, help="pixels of a side, a multiple of 32")
+
+    add = command("decompress", _decompress, "decode a file that the command compress has written")
+    add("file", type=Path, help="compressed picture (.vq)")
+    add(
+        "out", type=Path, nargs="?", help="output image; default: the file's name with .decoded.png"
+    )
+    add("--model", default="ham10000", help="pretrained model with which it was compressed")
+
     text = "results table: models and image codecs with the same number of bytes"
     add = command("evaluate", _evaluate, text)
     add_data(add)
@@ -173,11 +191,13 @@ def _training_options(options: argparse.Namespace) -> dict[str, Any]:
 def _train_vqvae(options: argparse.Namespace) -> None:
     data, recipe = open_dataset(options.data, verify=options.verify), RECIPES[options.recipe]
     train_vqvae(data, recipe, size=options.size, **_training_options(options))
+    print(f"weights: {run_folder(options.run) / 'vqvae.safetensors'}")
 
 
 def _train_prior(options: argparse.Namespace) -> None:
     encoded, recipe = EncodedDataset.load(options.codes), RECIPES[options.recipe]
     train_prior(encoded, recipe, **_training_options(options))
+    print(f"weights: {run_folder(options.run) / 'prior.safetensors'}")
 
 
 def _encode(options: argparse.Namespace) -> None:
@@ -233,6 +253,27 @@ def _sample(options: argparse.Namespace) -> None:
     )
     save_image(vqvae.to(device).decode(codes), options.out, nrow=round(options.n**0.5))
     print(f"{options.out}: {options.n} generated images")
+
+
+def _compress(options: argparse.Namespace) -> None:
+    vqvae, prior = load_pretrained(options.model)
+    square = resize_to_square(read_image(options.image)[0], options.size)
+    pixels = to_float(torch.from_numpy(square.copy()).movedim(-1, 0)[None])
+    codes = vqvae.encode(pixels)
+    data = compress(prior, codes[0])
+    path = options.out or options.image.with_suffix(".vq")
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(data)
+    quality = psnr(vqvae.decode(codes), pixels).item()
+    print(f"{path}: {len(data)} bytes for {options.size} x {options.size} pixels, {quality:.1f} dB")
+
+
+def _decompress(options: argparse.Namespace) -> None:
+    vqvae, prior = load_pretrained(options.model)
+    codes, _ = decompress(prior, options.file.read_bytes())
+    path = options.out or options.file.with_suffix(".decoded.png")
+    to_pil_image(vqvae.decode(codes[None])[0]).save(path)
+    print(f"{path}: {codes.numel()} codes decoded")
 
 
 def _model_files(names: list[str]) -> dict[str, Path]:
