@@ -79,7 +79,8 @@ def alt_text(figure: Figure) -> str:
         *(" against ".join(filter(None, pair)) for pair in labels),
     ]
     parts = dict.fromkeys(" ".join(part.split()) for part in parts)  # each once, on one line
-    return shorten(". ".join(filter(None, parts)), 300, placeholder=" ...") or "figure"
+    sentences = (part if part[-1] in ".?!" else f"{part}." for part in parts if part)
+    return shorten(" ".join(sentences), 300, placeholder=" ...") or "Figure."
 
 
 def show_source(*objects: Any) -> None:
