@@ -132,7 +132,7 @@ def test_other_file_placements(ham, isic, tmp_path):
     assert open_dataset(flat).name == "ham10000"
 
 
-@pytest.mark.parametrize("encoding", ["utf-8-sig", "latin-1"])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "latin-1"])
 @pytest.mark.parametrize("delimiter", [",", "\t", ";"])
 def test_table_encodings_and_delimiters(ham, encoding, delimiter):
     rows = metadata()
@@ -504,6 +504,29 @@ def test_a_damaged_cache_raises(ham, tmp_path, monkeypatch, file):
     (folder / file).unlink()
     with pytest.raises(DataError, match="delete the folder"):
         dataset.pixels(24)
+
+
+def test_a_cache_that_is_cut_short_while_it_is_read_raises(ham, tmp_path, monkeypatch):
+    """A read beyond the end of a mapped file would kill the process."""
+    monkeypatch.setenv("VQLIB_HOME", str(tmp_path / "home"))
+    pixels = open_dataset(ham).pixels(64)
+    image, content = pixels[13], pixels.path.read_bytes()
+    pixels.path.unlink()
+    assert pixels[13].equal(image)  # a deleted file can still be read
+    pixels.path.write_bytes(content[:4096])
+    with pytest.raises(DataError, match=r"images.npy has been cut short: delete the folder"):
+        pixels[13]
+
+
+def test_caches_that_were_not_used_for_long_are_removed(tmp_path, monkeypatch):
+    monkeypatch.setenv("VQLIB_HOME", str(tmp_path))
+    unused, used = (synthetic_dataset(2, seed=seed).pixels(32).path.parent for seed in (1, 2))
+    for folder in (unused, used):
+        for path in (*folder.iterdir(), folder):
+            os.utime(path, (0, time.time() - 1.01 * data.UNUSED_SECONDS))
+    synthetic_dataset(2, seed=2).pixels(32)
+    synthetic_dataset(2, seed=3).pixels(32)
+    assert used.is_dir() and not unused.exists()
 
 
 def test_verify_compares_the_bytes_of_image_files(ham, tmp_path, monkeypatch, capsys):

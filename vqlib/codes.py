@@ -15,16 +15,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from .checkpoints import atomic_write, explain_errors, read_safetensors
+from .checkpoints import explain_errors, read_safetensors, write_safetensors
 from .data import ImageDataset, Split, batches, dihedral_transform, to_float
 from .vqvae import VQVAE, eval_mode
 
 SPLITS = ("train", "val", "test")
+PACKED_CODES = 2**16  # codes that are packed at a time; a multiple of 8, so that they fill bytes
 
 
 def pack_codes(codes: Tensor, bits: int) -> np.ndarray:
@@ -44,7 +44,8 @@ def pack_codes(codes: Tensor, bits: int) -> np.ndarray:
     if flat.size and (flat.min() < 0 or flat.max() >= 2**bits):
         raise ValueError(f"codes {flat.min()}..{flat.max()} do not fit into {bits} bits")
     shifts = np.arange(bits - 1, -1, -1)
-    return np.packbits((flat[:, None] >> shifts & 1).astype(np.uint8))
+    chunks = (flat[i : i + PACKED_CODES, None] for i in range(0, flat.size or 1, PACKED_CODES))
+    return np.concatenate([np.packbits((chunk >> shifts & 1).astype(np.uint8)) for chunk in chunks])
 
 
 def unpack_codes(packed: np.ndarray, bits: int, shape: tuple[int, ...]) -> Tensor:
@@ -58,9 +59,12 @@ def unpack_codes(packed: np.ndarray, bits: int, shape: tuple[int, ...]) -> Tenso
     if packed.dtype != np.uint8 or packed.shape != (num_bytes,):
         found = f"{packed.dtype} {packed.shape}"
         raise ValueError(f"{found} can't be {count} codes of {bits} bits: expected ({num_bytes},)")
-    bit_matrix = np.unpackbits(packed, count=count * bits).reshape(count, bits)
-    codes = bit_matrix.astype(np.int64) @ (1 << np.arange(bits - 1, -1, -1))
-    return torch.from_numpy(codes).reshape(shape)
+    codes, powers = torch.empty(count, dtype=torch.int64), 1 << np.arange(bits - 1, -1, -1)
+    for i, chunk in enumerate(codes.split(PACKED_CODES)):
+        part = packed[i * PACKED_CODES * bits // 8 :]
+        bit_matrix = np.unpackbits(part, count=len(chunk) * bits).reshape(len(chunk), bits)
+        np.matmul(bit_matrix, powers, out=chunk.numpy())
+    return codes.reshape(shape)
 
 
 def _expect(
@@ -201,8 +205,7 @@ class EncodedDataset(Dataset):
             "source": self.source,
             "classes": json.dumps(self.classes),
         }
-        with atomic_write(Path(path)) as temporary:
-            save_file(tensors, temporary, metadata=metadata)
+        write_safetensors(Path(path).expanduser(), metadata, tensors)
 
     @classmethod
     def load(cls, path: str | Path) -> EncodedDataset:
@@ -212,7 +215,8 @@ class EncodedDataset(Dataset):
             FileNotFoundError: no such file.
             DataError: the file was not written by `save`, or its content is damaged.
         """
-        if not Path(path).is_file():
+        path = Path(path).expanduser()
+        if not path.exists():
             raise FileNotFoundError(f"{path}: no such file")
         advice = "create one with `python -m vqlib encode` or EncodedDataset.save"
         with explain_errors(f"{path} is not a file of codes", advice):

@@ -17,7 +17,6 @@ import json
 import math
 import os
 import shutil
-import time
 import uuid
 import zlib
 from collections.abc import Callable, Iterator
@@ -34,11 +33,11 @@ from PIL import Image, ImageOps
 from torch import Generator, Tensor
 from tqdm.auto import tqdm
 
-from .checkpoints import DataError, explain_errors, fingerprint, work_dir
+from .checkpoints import DataError, explain_errors, fingerprint, remove_abandoned, work_dir
 
 CACHE_VERSION = 2  # part of each cache's name; increase it when the stored pixels change
 BLOCK = 128  # images per block, the unit of writing and of checksums
-STALE_SECONDS = 600  # seconds without a write after which a partial cache is regarded as abandoned
+UNUSED_SECONDS = 30 * 24 * 3600  # without a use, after which a cache is deleted
 ResizeMode = Literal["crop", "squash"]
 
 # Which blocks of a file have been compared with their checksums in this process: bool (blocks,).
@@ -366,8 +365,8 @@ def _read_folder_table(
 def read_table(table: Path, columns: tuple[str, ...], advice: str) -> list[tuple[int, dict]]:
     """Rows of a table with a header: (line number, {column: value}), values without outer spaces.
 
-    The delimiter is a comma, semicolon or tab, and the encoding UTF-8 or else Latin-1. Empty lines
-    are skipped.
+    The delimiter is a comma, semicolon or tab. The encoding is UTF-8, UTF-16 with a byte order mark
+    (Excel's "Unicode text"), or else Latin-1. Empty lines are skipped.
 
     Args:
         columns: the columns that the table must have.
@@ -378,8 +377,9 @@ def read_table(table: Path, columns: tuple[str, ...], advice: str) -> list[tuple
             another number of values than the header.
     """
     raw = table.read_bytes()
+    is_utf16 = raw.startswith((b"\xff\xfe", b"\xfe\xff"))
     try:
-        text = raw.decode("utf-8-sig")  # with or without the byte order mark that Excel writes
+        text = raw.decode("utf-16" if is_utf16 else "utf-8-sig")  # with or without a mark
     except UnicodeDecodeError:
         text = raw.decode("latin-1")
     header = text.partition("\n")[0]
@@ -439,7 +439,7 @@ class Pixels:
             if layout != (np.uint8, shape, -(-shape[0] // BLOCK)):
                 raise ValueError(f"expected uint8 {shape}, got {layout}")
             stat = self.path.stat()
-        self._images = torch.from_numpy(images)
+        self._images, self._file_size = torch.from_numpy(images), stat.st_size
         self.fingerprint = fingerprint(f"{shape} {self._checksums}")
         state = (self.path, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns, self.fingerprint)
         self._verified = _VERIFIED.setdefault(state, np.zeros(len(self._checksums), dtype=bool))
@@ -454,6 +454,9 @@ class Pixels:
     def __getitem__(self, index: int | slice | Tensor) -> Tensor:
         if not isinstance(index, slice):
             index = torch.as_tensor(index)
+        with suppress(FileNotFoundError):  # a deleted file can still be read
+            if self.path.stat().st_size < self._file_size:  # reading would kill the process
+                raise DataError(f"{self.path} has been cut short: {self._advice}")
         if not self._verified.all():
             self._verify(torch.arange(len(self))[index])
         if isinstance(index, Tensor) and index.ndim == 1 and index.dtype == torch.int64:
@@ -526,8 +529,8 @@ def load_or_build_cache(
 
     The folder is written under a temporary name and renamed when it is complete. Images and
     checksums therefore always belong together, an incomplete cache is never opened, and several
-    processes may build it at the same time. Caches of the same images that former versions of this
-    module have written are then removed.
+    processes may build it at the same time. Then caches are removed that former versions of this
+    module have written for the same images, and all caches that were not used for 30 days.
 
     Args:
         name: beginning of the folder's name: data set, size and resize mode.
@@ -544,13 +547,12 @@ def load_or_build_cache(
     parent = work_dir() / "cache"
     folder = parent / f"{name}-{_key(inputs, CACHE_VERSION)}"
     if folder.is_dir():
+        with suppress(OSError):  # a folder that may only be read
+            os.utime(folder)  # the time of the last use
         return Pixels(folder, shape)
     parent.mkdir(exist_ok=True)
-    for other in parent.glob(f"*-{16 * '?'}-{8 * '?'}.part"):
-        with suppress(OSError):  # another process has just removed it
-            last_write = max(path.stat().st_mtime for path in (other, *other.iterdir()))
-            if time.time() - last_write > STALE_SECONDS:  # its process was killed
-                shutil.rmtree(other)
+    remove_abandoned(parent, f"*-{16 * '[0-9a-f]'}-{8 * '[0-9a-f]'}.part")
+    remove_abandoned(parent, f"*-{16 * '[0-9a-f]'}", UNUSED_SECONDS)
     partial = parent / f"{folder.name}-{uuid.uuid4().hex[:8]}.part"
     checksums, fingerprints = [], []
     try:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,9 +27,13 @@ from torchvision.utils import save_image
 from tqdm.auto import tqdm
 
 from .checkpoints import (
+    RESTART_ADVICE,
+    WRITE_ADVICE,
     DataError,
+    atomic_write,
     deferred_signals,
     describe,
+    explain_errors,
     fingerprint,
     load_model,
     mark_finished,
@@ -206,7 +210,6 @@ def fit(
     torch.manual_seed(seed)
     with (
         open_run(run, config, lr=lr, extend=extend) as opened,
-        open(opened.log_path, "a", buffering=1) as file,
         deferred_signals() as stop_requested,
     ):
         if opened.state is None:
@@ -214,10 +217,11 @@ def fit(
         ema = None if schedule.ema_decay is None else _copy_of_weights(model)
         kept_state = {} if kept_state is None else kept_state
         state = TrainingState(model, optimizer, scaler, ema, kept_state, device)
-        log = _Log(file, progress, steps_per_epoch, every=1 if device.type == "cpu" else LOG_EVERY)
-        if opened.state is not None:
-            state.load(opened.state)
-        log.truncate(0 if opened.state is None else opened.state["log_bytes"])
+        every = 1 if device.type == "cpu" else LOG_EVERY
+        log = _Log(opened.log_path, progress, steps_per_epoch, every)
+        with explain_errors(f"{opened.checkpoint_path} is not of this training", RESTART_ADVICE):
+            log_bytes = 0 if opened.state is None else state.load(opened.state)
+        log.truncate(log_bytes)
         step, total = state.step, epochs * steps_per_epoch
         saved_at = time.monotonic()
 
@@ -256,14 +260,14 @@ def fit(
                     log.write({"step": step, "epoch": epoch + 1, "held_out": held_out})
                     progress.epoch(held_out, images)
                     if images is not None:
-                        path = opened.folder / f"epoch_{epoch + 1:03d}.png"
-                        save_image(images, path, nrow=len(images) // 2)
+                        with atomic_write(opened.folder / f"epoch_{epoch + 1:03d}.png") as path:
+                            save_image(images, path, nrow=len(images) // 2, format="png")
                 # save
                 stopping = stop_requested()
                 if epoch_ends or stopping or time.monotonic() - saved_at > save_every:
                     log.flush(state.step, schedule.lr)
                     state.step = step  # of the last checkpoint
-                    opened.save(state.to_save() | {"log_bytes": opened.log_path.stat().st_size})
+                    opened.save(state.to_save(log_bytes=log.path.stat().st_size))
                     saved_at = time.monotonic()
                 if stopping:
                     progress.close()
@@ -300,7 +304,7 @@ class TrainingState:
     device: torch.device
     step: int = 0  # steps done at the last checkpoint
 
-    def to_save(self) -> dict[str, Any]:
+    def to_save(self, log_bytes: int) -> dict[str, Any]:
         """The content of a checkpoint."""
         on_gpu = self.device.type == "cuda"
         return {
@@ -312,10 +316,11 @@ class TrainingState:
             "kept_state": self.kept_state,
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if on_gpu else None,
+            "log_bytes": log_bytes,
         }
 
-    def load(self, saved: dict[str, Any]) -> None:
-        """The inverse of `to_save`, in place."""
+    def load(self, saved: dict[str, Any]) -> int:
+        """The inverse of `to_save`, in place; returns `log_bytes`."""
         self.step = saved["step"]
         for name in ("model", "optimizer", "scaler"):
             getattr(self, name).load_state_dict(saved[name])
@@ -325,6 +330,7 @@ class TrainingState:
         torch.set_rng_state(saved["rng"])
         if self.device.type == "cuda" and saved["cuda_rng"] is not None:
             torch.cuda.set_rng_state(saved["cuda_rng"], self.device)
+        return saved["log_bytes"]
 
 
 LOG_EVERY = 20  # steps between two reads of logged values from a GPU; each read synchronizes
@@ -334,7 +340,7 @@ LOG_EVERY = 20  # steps between two reads of logged values from a GPU; each read
 class _Log:
     """The values of the steps since the last flush, which stay on the device, and the log file."""
 
-    file: TextIO
+    path: Path
     progress: Any
     steps_per_epoch: int
     every: int
@@ -342,11 +348,15 @@ class _Log:
     recent: list[float] = field(default_factory=list)  # losses of up to 100 batches of this epoch
 
     def truncate(self, size: int) -> None:
-        """Remove the lines after a checkpoint: their steps will be repeated."""
-        self.file.truncate(min(size, os.fstat(self.file.fileno()).st_size))
+        """Remove the lines after a checkpoint, because their steps will be repeated, and a line
+        that is cut short, because the next one would be appended to it."""
+        self.path.touch()
+        os.truncate(self.path, self.path.read_bytes()[:size].rfind(b"\n") + 1)
 
     def write(self, line: dict[str, Any]) -> None:
-        self.file.write(json.dumps(line) + "\n")
+        with explain_errors(f"{self.path} could not be written", WRITE_ADVICE):
+            with self.path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
 
     def add(self, step: int, epoch: int, loss: Tensor, extra: dict[str, Tensor]) -> None:
         values = torch.stack([loss.detach(), *(v.detach() for v in extra.values())]).float()
