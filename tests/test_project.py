@@ -9,6 +9,7 @@ import pkgutil
 import re
 import shlex
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -30,8 +31,9 @@ TITLES = [
     "04_prior_training",
     "05_generation",
 ]
-# Tags of nbval. A new tag of the course is added here, with its meaning.
-TAGS = {"nbval-ignore-output", "nbval-skip", "raises-exception"}
+# Tags of nbval, and of the bootstrap cell, which HTML pages do not show. A new tag of the course is
+# added here, with its meaning.
+TAGS = {"nbval-ignore-output", "nbval-skip", "raises-exception", "remove-cell"}
 NOT_COMPARED = {"nbval-ignore-output", "nbval-skip"}
 CELL_LINES = 40
 
@@ -180,9 +182,17 @@ def test_notebook_starts_on_colab(path, book):
     cells = code_cells(book)
     assert source(cells[0]) == set_repo.bootstrap(REPO), "run `make set-repo` with the address"
     assert sum(set_repo.BOOTSTRAP_MARK in source(cell) for cell in cells) == 1
+    assert cells[0]["metadata"] == set_repo.BOOTSTRAP_METADATA
     assert not cells[0]["outputs"]
     assert book["cells"][0]["cell_type"] == "markdown"
     assert set_repo.badge(REPO, path.name) in source(book["cells"][0])
+
+
+def test_every_figure_has_an_alternative_text(book):
+    for cell in code_cells(book):
+        for output in cell["outputs"]:
+            for mime in (mime for mime in output.get("data", {}) if mime.startswith("image/")):
+                assert output["metadata"].get(mime, {}).get("alt"), f"{cell['id']}: `make refresh`"
 
 
 def test_notebook_compares_something_after_each_cell_nbval_ignores(book):
@@ -229,6 +239,17 @@ def test_set_repo_rewrites_everything_and_can_be_undone(tmp_path):
     assert set_repo.current(tmp_path) == "someone/else.where"
     set_repo.set_repo(REPO, tmp_path)
     assert {name: (tmp_path / name).read_text("utf-8") for name in files} == before
+
+
+def test_bootstrap_says_what_to_do_if_the_repository_cannot_be_cloned(tmp_path, monkeypatch):
+    git = tmp_path / "git"
+    git.write_text("#!/bin/sh\nexit 128\n")
+    git.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "google.colab", object())
+    cell = set_repo.bootstrap("someone/no-such-workbook-here")
+    with pytest.raises(RuntimeError, match="make set-repo REPO=owner/name"):
+        exec(cell, {})
 
 
 def test_environment_yml_agrees_with_pyproject():
@@ -443,6 +464,7 @@ def test_top_level_is_what_the_readme_lists():
         "README.md",
         "benchmarks",
         "data",
+        "docs",
         "environment.yml",
         "notebooks",
         "pyproject.toml",
