@@ -48,6 +48,7 @@ def stage(folder: Path) -> None:
     copied = [path for pattern in PAGES for path in sorted(ROOT.glob(pattern))]
     books = sorted((ROOT / "notebooks").glob("*.ipynb"))
     pages = {str(path.relative_to(ROOT)) for path in [*copied, *books]}
+    pages |= {f"notebooks/{path.stem}.jpg" for path in books}  # the pictures at the top
     for path in sorted((ROOT / "docs").rglob("*.md")):  # one folder higher on the site
         text = with_links(path.read_text("utf-8"), str(path.parent.relative_to(ROOT)), pages)
         target = folder / path.relative_to(ROOT / "docs")
@@ -69,6 +70,10 @@ def stage(folder: Path) -> None:
     for path in books:
         book = nbformat.read(path, as_version=4)
         alts |= alt_texts(book)
+        picture = folder / "notebooks" / f"{path.stem}.jpg"
+        for content in book.cells[0].pop("attachments", {}).values():
+            picture.write_bytes(binascii.a2b_base64(content["image/jpeg"]))
+        book.cells[0].source = book.cells[0].source.replace("attachment:picture.jpg", picture.name)
         nbformat.write(page(book, path, names, pages), folder / "notebooks" / path.name)
     (folder / "alt.json").write_text(json.dumps(alts), "utf-8")
 

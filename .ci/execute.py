@@ -168,6 +168,7 @@ def tidy(book: nbformat.NotebookNode) -> None:
     language.pop("version", None)
     book.metadata = nbformat.from_dict({**METADATA, "language_info": language})
     book.nbformat, book.nbformat_minor = 4, 5
+    attach_picture(book)
     for index, cell in enumerate(book.cells):
         cell.id = f"c{index:02d}"
         cell.metadata = nbformat.from_dict(
@@ -181,6 +182,20 @@ def tidy(book: nbformat.NotebookNode) -> None:
             output.get("data", {}).pop(WIDGET, None)
             if "metadata" in output:
                 output.metadata.pop(WIDGET, None)
+
+
+def attach_picture(book: nbformat.NotebookNode) -> None:
+    """Attach the last figure of the cell with the tag "picture" to the first cell, which shows what
+    the notebook makes. An attachment needs no file and no network."""
+    cells = [cell for cell in book.cells if "picture" in cell.metadata.get("tags", [])]
+    figures = [
+        output.data["image/jpeg"]
+        for cell in cells
+        for output in cell.outputs
+        if "image/jpeg" in output.get("data", {})
+    ]
+    if figures:
+        book.cells[0].attachments = {"picture.jpg": {"image/jpeg": figures[-1].replace("\n", "")}}
 
 
 def is_progress_bar(output: nbformat.NotebookNode) -> bool:

@@ -31,9 +31,9 @@ TITLES = [
     "04_prior_training",
     "05_generation",
 ]
-# Tags of nbval, and of the bootstrap cell, which HTML pages do not show. A new tag of the course is
-# added here, with its meaning.
-TAGS = {"nbval-ignore-output", "nbval-skip", "raises-exception", "remove-cell"}
+# Tags of nbval; of the bootstrap cell, which HTML pages do not show; and of the cell whose last
+# figure is shown at the top of its notebook. A new tag is added here, with its meaning.
+TAGS = {"nbval-ignore-output", "nbval-skip", "raises-exception", "remove-cell", "picture"}
 NOT_COMPARED = {"nbval-ignore-output", "nbval-skip"}
 CELL_LINES = 40
 
@@ -210,8 +210,16 @@ def test_notebook_shows_no_real_lesion(book):
     assert re.search(r"<(synthetic|decoded): [\d,]+ images", printed), "the data set isn't shown"
     assert not re.search(r"<(isic ?2018|ham10000): [\d,]+ images", printed, re.IGNORECASE)
     assert not re.search(r"ISIC_\d{7}", printed)
-    for cell in book["cells"]:
-        assert not cell.get("attachments"), f"{cell['id']}: a pasted image"
+    figures = [
+        output["data"]["image/jpeg"].replace("\n", "")
+        for cell in code_cells(book)
+        if "picture" in tags(cell)
+        for output in cell["outputs"]
+        if "image/jpeg" in output.get("data", {})
+    ]
+    picture = {"picture.jpg": {"image/jpeg": figures[-1]}} if figures else {}
+    for cell, attached in zip(book["cells"], [picture, *[{}] * len(book["cells"])], strict=False):
+        assert cell.get("attachments", {}) == attached, f"{cell['id']}: a pasted image"
         assert "data:image" not in source(cell), f"{cell['id']}: a pasted image"
 
 

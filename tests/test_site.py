@@ -68,7 +68,10 @@ def figures(notebook: Path) -> int:
 def test_every_notebook_is_a_page_with_all_its_figures(site, pages):
     for notebook in NOTEBOOKS:
         page = pages[site / "notebooks" / f"{notebook.stem}.html"]
-        assert sum("_images/" in image["src"] for image in page.images) == figures(notebook)
+        shown = [image["src"] for image in page.images if "_images/" in image["src"]]
+        top = sum(src.endswith(f"/{notebook.stem}.jpg") for src in shown)
+        assert len(shown) - top == figures(notebook)
+        assert top == ("attachment:picture.jpg" in notebook.read_text("utf-8"))
         assert any(link.endswith(f"/notebooks/{notebook.name}") for link in page.links), "Colab"
         assert "google.colab" not in page.text, "the bootstrap cell is shown"
         copy = nbformat.read(site / "student" / notebook.name, as_version=4)
@@ -124,6 +127,6 @@ def test_html_page_of_the_workbook_needs_no_network(tmp_path):
     assert not [name for name in page.loaded if re.match(r"(\w+:)?//", name)]
     assert [name for name in page.loaded if (tmp_path / name).is_file()], "MathJax is missing"
     assert f"{second.stem}.html" in page.links and not [x for x in page.links if "../" in x]
-    assert len(page.images) == figures(first)
+    assert len(page.images) == figures(first) + 1  # and the picture at the top
     assert all(image.get("alt", "").strip() for image in page.images)
     assert "google.colab" not in page.text
