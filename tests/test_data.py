@@ -344,9 +344,8 @@ def test_three_lesions_are_enough_for_three_splits(fractions):
     for wrong in ((0.8, 0.1), (0.8, 0.1, 0.2), (1.1, -0.1, 0), (0.8, float("nan"), 0.1)):
         with pytest.raises(ValueError, match="three numbers"):
             dataset.split(0, wrong)
-    for wrong in (0.0, None, True):
-        with pytest.raises(ValueError, match="whole number"):
-            dataset.split(wrong)
+    with pytest.raises(ValueError, match="whole number"):
+        dataset.split(True)
 
 
 # --- the cache
@@ -409,10 +408,6 @@ def test_cache_is_built_once_for_the_same_inputs(ham, monkeypatch):
     assert images_built() == 0
     open_dataset(ham).pixels(32, "squash")
     assert len(built) == 14
-    with pytest.raises(ValueError, match="crop"):
-        open_dataset(ham).pixels(32, "fill")
-    with pytest.raises(ValueError, match="size in pixels"):
-        open_dataset(ham).pixels(32.0)
     for lesions, seed in ((4, 0), (3, 1)):
         assert (
             synthetic_dataset(lesions, seed).pixels(32).path != synthetic_dataset(3).pixels(32).path
@@ -554,14 +549,6 @@ def test_verify_a_folder_whose_name_looks_like_a_pattern(tmp_path, monkeypatch):
         data.open_folder(folder).verify()
 
 
-def test_a_cache_of_a_former_version_is_removed(monkeypatch):
-    dataset, other = synthetic_dataset(3, seed=8), synthetic_dataset(3, seed=9)
-    former, kept = dataset.pixels(32).path.parent, other.pixels(32).path.parent
-    monkeypatch.setattr(data, "CACHE_VERSION", data.CACHE_VERSION + 1)
-    new = dataset.pixels(32).path.parent
-    assert new.is_dir() and kept.is_dir() and not former.exists()
-
-
 def test_fingerprint_of_rendered_images(tmp_path, monkeypatch):
     """It depends on what is rendered, not on a last bit that differs between processors."""
 
@@ -676,8 +663,6 @@ def test_batches(ham):
     orders = [torch.cat([i for _, i in batches(pixels, indices, 3, epoch=e)]) for e in range(4)]
     assert len({tuple(order.tolist()) for order in orders}) == 4
     assert all(order.sort().values.equal(indices.sort().values) for order in orders)
-    with pytest.raises(ValueError, match="mask"):
-        next(batches(pixels, torch.arange(14) > 3, 14))
 
 
 def test_random_streams_do_not_depend_on_the_version_of_numpy():

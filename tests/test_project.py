@@ -18,6 +18,7 @@ import yaml
 from packaging.specifiers import SpecifierSet
 
 from vqlib.__main__ import _parser
+from vqlib.evaluation.generation import distance_text
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -337,10 +338,8 @@ def test_tables_of_results_are_those_of_evaluate():
         assert table_row(name, row) in page, name
     for rows in val["samples"]["rows"].values():
         for name, row in rows.items():
-            line = (
-                f"| {1000 * row['kernel_distance']:,.1f} ± {1000 * row['standard_error']:,.1f} | "
-                f"{row['density']:.2f} | {row['coverage']:.2f} |"
-            )
+            distance = distance_text(row["kernel_distance"], row["standard_error"])
+            line = f"| {distance} | {row['density']:.2f} | {row['coverage']:.2f} |"
             assert line in page, f"{name}: {line}"
 
 
@@ -384,8 +383,8 @@ def test_other_results_are_those_of_their_benchmarks():
     found, prior = results("report"), results("report")["prior"]
     said = [f"| {bounds['ham10000']['psnr_db']:.2f} | {val['rows']['ham10000']['psnr_db']:.2f} |"]
     for row in results("usefulness")["rows"].values():
-        error = row["balanced_accuracy_error"]
-        said.append(f"{100 * row['balanced_accuracy']:.0f} ± {100 * error:.0f} %")
+        accuracy, difference = (100 * row[key] for key in ("balanced_accuracy", "difference"))
+        said.append(f"{accuracy:.1f} % | {difference:+.1f} |")
     for row in results("guidance")["rows"]:
         said.append(f"w = {row['guidance']:g} | {100 * row['balanced_accuracy']:.0f} % |")
     for row in results("priors")["rows"]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 
+from .beyond.realistic import RealisticDecoder
 from .checkpoints import (
     PRETRAINED,
     DataError,
@@ -29,6 +32,7 @@ from .checkpoints import (
 )
 from .codes import SPLITS, EncodedDataset, add_augmented, encode_dataset
 from .data import IMAGE_SUFFIXES, read_image, resize_to_square, to_float
+from .distributed import process_group
 from .evaluation import compress, decompress, evaluate, results_table
 from .evaluation.features import EfficientNetLite0, Inception, lite0_is_installed
 from .evaluation.generation import decode_codes
@@ -43,10 +47,14 @@ MAX_POSITIONS = 4096 * 8 * 8  # of the codes of all images in one file: 2.5 GB o
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command and return the exit code. Errors are printed as one line."""
+    """Run one command and return the exit code. Errors are printed as one line.
+
+    torchrun may start the commands train-vqvae and train-prior on several processes.
+    """
     try:
-        options = _parser().parse_args(arguments)
-        options.run_command(options)
+        with process_group():
+            options = _parser().parse_args(arguments)
+            options.run_command(options)
     except KeyboardInterrupt:
         return 130
     except (OSError, ValueError, FloatingPointError) as error:  # DataError is a ValueError
@@ -82,8 +90,11 @@ def _whole(low: int, high: int, step: int = 1) -> Callable[[str], int]:
 
 
 def _positive(text: str) -> float:
-    value = float(text)
-    if not 1e-30 <= value < float("inf"):
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 1e-30 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"expected a number above 0, at least 1e-30, got {text}")
     return value
 
@@ -114,7 +125,8 @@ def _device(text: str) -> torch.device:
         return device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
-        raise argparse.ArgumentTypeError(f"{text!r} can't be used: {reason}") from error
+        expected = f"expected cuda, mps or cpu; {text!r} can't be used ({reason})"
+        raise argparse.ArgumentTypeError(expected) from error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -381,6 +393,12 @@ def _evaluate(options: argparse.Namespace) -> None:
         extractors["Inception"] = Inception()
     for extractor in extractors.values():
         extractor.to(device)
+    decoders = {}
+    realistic = next(iter(files.values())).parent / "realistic.safetensors"
+    if realistic.is_file():
+        decoder = load_model(realistic, RealisticDecoder).to(device)
+        generator = torch.Generator().manual_seed(0)
+        decoders["realistic decoder"] = partial(decoder.sample, generator=generator)
     lesions = data.classes == CLASSES
     other_sets = {"synthetic lesions": lambda n: synthetic_dataset(n).pixels(options.size)[:n]}
     result = evaluate(
@@ -391,6 +409,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         classifier if lesions else None,
         size=options.size,
         split=options.split,
+        decoders=decoders,
         other_sets=other_sets if lesions else None,
         prior_classes=prior_classes,
         progress=lambda row: print(f"measured: {row}", file=sys.stderr),

@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from .checkpoints import explain_errors, read_safetensors, write_safetensors
+from .checks import check_tensor, check_whole
 from .data import ImageDataset, Split, batches, dihedral_transform, to_float
 from .vqvae import VQVAE, eval_mode
 
@@ -44,8 +45,7 @@ def pack_codes(codes: Tensor, bits: int) -> np.ndarray:
     if flat.size and (flat.min() < 0 or flat.max() >= 2**bits):
         raise ValueError(f"codes {flat.min()}..{flat.max()} do not fit into {bits} bits")
     shifts = np.arange(bits - 1, -1, -1)
-    chunks = (flat[i : i + PACKED_CODES, None] for i in range(0, flat.size or 1, PACKED_CODES))
-    return np.concatenate([np.packbits((chunk >> shifts & 1).astype(np.uint8)) for chunk in chunks])
+    return np.packbits((flat[:, None] >> shifts & 1).astype(np.uint8))
 
 
 def unpack_codes(packed: np.ndarray, bits: int, shape: tuple[int, ...]) -> Tensor:
@@ -65,27 +65,6 @@ def unpack_codes(packed: np.ndarray, bits: int, shape: tuple[int, ...]) -> Tenso
         bit_matrix = np.unpackbits(part, count=len(chunk) * bits).reshape(len(chunk), bits)
         np.matmul(bit_matrix, powers, out=chunk.numpy())
     return codes.reshape(shape)
-
-
-def _expect(
-    name: str,
-    tensor: Tensor,
-    dtype: torch.dtype,
-    shape: tuple[int | None, ...],
-    end: int | None = None,
-) -> None:
-    """Check the dtype, shape (None: any length) and values (0..end-1) of a tensor.
-
-    Raises:
-        ValueError: one of them differs; the message starts with `name`.
-    """
-    actual = tensor.shape
-    fits = len(actual) == len(shape) and all(m in (None, n) for n, m in zip(actual, shape))
-    if tensor.dtype != dtype or not fits:
-        expected = str(shape).replace("None", "*")
-        raise ValueError(f"{name}: expected {dtype} {expected}, got {tensor.dtype} {tuple(actual)}")
-    if end is not None and tensor.numel() and (tensor.min() < 0 or tensor.max() >= end):
-        raise ValueError(f"{name}: expected 0..{end - 1}, got {tensor.min()}..{tensor.max()}")
 
 
 @dataclass(eq=False, repr=False)
@@ -124,12 +103,12 @@ class EncodedDataset(Dataset):
     def _check(self) -> None:
         """Raise ValueError if an attribute differs from its description in the class docstring."""
         codes, codebook = self.codes, self.codebook
-        _expect("codebook", codebook, torch.float32, (None, None, None))
-        _expect("codes", codes, torch.int64, (None, None, None, None), codebook.shape[1])
+        check_tensor("codebook", codebook, torch.float32, (None, None, None))
+        check_tensor("codes", codes, torch.int64, (None, None, None, None), codebook.shape[1])
         end = 256 if self.classes is None else max(1, len(self.classes))
-        _expect("labels", self.labels, torch.int64, (len(codes),), end)
+        check_tensor("labels", self.labels, torch.int64, (len(codes),), end)
         for name, indices in zip(SPLITS, self.split, strict=True):
-            _expect(f"split.{name}", indices, torch.int64, (None,), len(codes))
+            check_tensor(f"split.{name}", indices, torch.int64, (None,), len(codes))
         all_indices = torch.cat(list(self.split))
         if len(all_indices.unique()) < len(all_indices):
             raise ValueError("split: expected each image at most once, got an image twice")
@@ -139,7 +118,8 @@ class EncodedDataset(Dataset):
             raise ValueError(f"expected 1 or {codes.shape[3]} codebooks, got {len(codebook)}")
         if self.augmented is not None:
             train = codes[self.split.train]
-            _expect("augmented", self.augmented, torch.int64, (8, *train.shape), codebook.shape[1])
+            shape = (8, *train.shape)
+            check_tensor("augmented", self.augmented, torch.int64, shape, codebook.shape[1])
             if not torch.equal(self.augmented[0], train):
                 raise ValueError("augmented: expected augmented[0] to be the codes of split.train")
 
@@ -192,20 +172,25 @@ class EncodedDataset(Dataset):
         for part, indices in enumerate(self.split):
             parts[indices] = part
         tensors = {
-            "packed": torch.from_numpy(pack_codes(self.codes, self.bits)),
+            "packed": self._pack(self.codes),
             "labels": self.labels.to(torch.uint8),
             "split": parts,
             "codebook": self.codebook.contiguous(),
         }
         if self.augmented is not None:
             ascending = self.augmented[1:, self.split.train.argsort()]
-            tensors["augmented"] = torch.from_numpy(pack_codes(ascending, self.bits))
+            tensors["augmented"] = self._pack(ascending)
         metadata = {
             "shape": "x".join(map(str, self.codes.shape)),
             "source": self.source,
             "classes": json.dumps(self.classes),
         }
         write_safetensors(Path(path).expanduser(), metadata, tensors)
+
+    def _pack(self, codes: Tensor) -> Tensor:
+        """`pack_codes` in parts: all bits of 50,000 augmented images at once would take 7 GB."""
+        parts = codes.flatten().split(PACKED_CODES)
+        return torch.from_numpy(np.concatenate([pack_codes(part, self.bits) for part in parts]))
 
     @classmethod
     def load(cls, path: str | Path) -> EncodedDataset:
@@ -223,8 +208,8 @@ class EncodedDataset(Dataset):
             metadata, tensors = read_safetensors(path)
             shape = tuple(int(n) for n in metadata["shape"].split("x"))
             labels, parts = tensors["labels"], tensors["split"]
-            _expect("labels", labels, torch.uint8, shape[:1])
-            _expect("split", parts, torch.uint8, shape[:1], len(SPLITS))
+            check_tensor("labels", labels, torch.uint8, shape[:1])
+            check_tensor("split", parts, torch.uint8, shape[:1], len(SPLITS))
             codebook = tensors["codebook"].float()
             bits = (codebook.shape[1] - 1).bit_length()
             codes = unpack_codes(tensors["packed"].numpy(), bits, shape)
@@ -269,7 +254,7 @@ def encode_dataset(
     pixels, indices = data.pixels(size), torch.arange(len(data))
     image_batches = (images for images, _ in batches(pixels, indices, batch_size, shuffle=False))
     return EncodedDataset(
-        _encode(vqvae, image_batches, -(-len(data) // batch_size)),
+        _encode(vqvae, image_batches, len(data), batch_size),
         data.labels,
         split or data.split(),
         vqvae.quantizer.codebook.detach().float().cpu().clone(),
@@ -313,13 +298,14 @@ def add_augmented(
             yield dihedral_transform(images, index)
 
     for index in range(1, 8):
-        augmented.append(_encode(vqvae, transformed_batches(index), -(-len(train) // batch_size)))
+        augmented.append(_encode(vqvae, transformed_batches(index), len(train), batch_size))
     encoded.augmented = torch.stack(augmented)
 
 
-def _encode(vqvae: VQVAE, images: Iterator[Tensor], num_batches: int) -> Tensor:
-    """Codes of all batches, computed in eval() mode, on the CPU."""
-    steps = tqdm(images, "encoding", num_batches, leave=False, disable=None)
+def _encode(vqvae: VQVAE, images: Iterator[Tensor], count: int, batch_size: int) -> Tensor:
+    """Codes of `count` images in batches, computed in eval() mode, on the CPU."""
+    check_whole(batch_size=batch_size)
+    steps = tqdm(images, "encoding", -(-count // batch_size), leave=False, disable=None)
     with eval_mode(vqvae) as device:
         codes = [vqvae.encode(batch.to(device)).cpu() for batch in steps]
     return torch.cat(codes)
