@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -46,6 +47,8 @@ def test_notes_for_instructors_belong_to_notebooks():
         text = path.read_text("utf-8")
         assert path.stem in numbers
         assert "## Talking points" in text and "## Common misconceptions" in text
+        tasks = re.findall(r"`(\w+)`", text.partition("\n## ")[0])
+        assert tasks and {TASKS[name].notebook for name in tasks} == {path.stem}
 
 
 def hand_in(path, *sources):

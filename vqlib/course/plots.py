@@ -45,6 +45,7 @@ def use_style() -> None:
             "figure.dpi": 90,
             "figure.figsize": (WIDTH, 3.2),
             "figure.constrained_layout.use": True,
+            "axes.formatter.useoffset": False,  # 9.00331, not 9.0033 beside 1e-5
             "axes.grid": True,
             "grid.alpha": 0.3,
             "axes.spines.top": False,
