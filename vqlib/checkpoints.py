@@ -292,7 +292,7 @@ def _locked(folder: Path) -> Iterator[None]:
         except BlockingIOError as error:
             raise DataError(
                 f"{folder} is being trained by another process: wait for it, stop it, or use "
-                "another name with run=..."
+                "another name with run=... (--run)"
             ) from error
         except OSError:
             pass  # some network drives do not support locks
