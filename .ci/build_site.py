@@ -59,7 +59,7 @@ def stage(folder: Path) -> None:
         if path.suffix == ".md":
             text = path.read_text("utf-8")
             if path.parent.name == "notebooks":
-                text, _, terms = text.partition(GLOSSARY)
+                text, _, terms = text.replace(" and glossary\n", "\n", 1).partition(GLOSSARY)
                 glossary = glossary_page(terms, [book.stem for book in books])
                 (folder / "glossary.md").write_text(glossary, "utf-8")
             parent = str(path.parent.relative_to(ROOT))
