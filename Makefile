@@ -28,7 +28,8 @@ export PWD_AT_CALL := $(PWD)
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=1200
 
 .NOTPARALLEL:
-.PHONY: help workbook lab test lint unit nbval solved mutants refresh set-repo clean
+.PHONY: help workbook lab site student instructor grade test lint unit nbval solved mutants versions \
+  refresh set-repo clean
 
 help: ## list the commands
 	@echo "make <command>, where <command> is"
@@ -42,6 +43,18 @@ workbook: $(STAMP) ## run all notebooks and write them, with HTML pages, to buil
 lab: $(STAMP) ## open the notebooks in JupyterLab [LAB="--no-browser --port=8889"]
 	@$(absolute_paths); $(PY) -m jupyterlab --ServerApp.root_dir="$(CURDIR)" \
 	  --LabApp.default_url=/lab/tree/notebooks $(LAB)
+
+site: $(STAMP) ## build the notebooks as a website to read, without running them, in build/site/
+	@$(PY) .ci/build_site.py
+
+student: $(STAMP) ## copies of the notebooks without outputs and solutions, in build/student/
+	@$(PY) .ci/copies.py student
+
+instructor: $(STAMP) ## copies with solutions, typical mistakes and teaching notes, in build/instructor/
+	@$(PY) .ci/copies.py instructor
+
+grade: $(STAMP) ## check the tasks of handed-in notebooks [FOLDER=handed-in]
+	@$(PY) .ci/grade.py "$(FOLDER)"
 
 test: lint unit nbval solved ## lint, unit tests, all notebooks compared with their committed outputs, and solved
 
@@ -73,6 +86,9 @@ mutants: $(STAMP) ## mutation tests of quantizer, masked convolutions and sample
 	@"$(VENV)/bin/mutmut" results | sort >mutants/results.txt
 	@"$(VENV)/bin/mutmut" export-cicd-stats
 
+versions: ## test with other versions of the dependencies: ENV=floors, newest or colab [NB=02]
+	@"$(PYTHON)" .ci/versions.py "$(ENV)" $(if $(NB),--only "$(NB)")
+
 refresh: $(STAMP) ## run the committed notebooks in place, with synthetic lesions [NB=02]
 	@$(PY) .ci/execute.py refresh $(if $(NB),--only "$(NB)")
 
@@ -97,5 +113,5 @@ $(STAMP): pyproject.toml
 	  if [ -f "$(VENV)/pyvenv.cfg" ]; then clear=--clear; else clear=; fi; \
 	  "$(PYTHON)" -m venv $$clear "$(VENV)"; }
 	@echo "Installing the project into $(VENV)/ (once; takes a few minutes and several GB with PyTorch)"
-	@$(PY) -m pip install --quiet --disable-pip-version-check -e ".[notebook,dev]"
+	@$(PY) -m pip install --quiet --disable-pip-version-check -e ".[notebook,dev,site]"
 	@touch "$@"

@@ -9,8 +9,8 @@ EfficientNet-Lite0, trained on the reconstructions of the training split, report
 having selected it. Three attempts:
 
 1. guidance w, the same for all classes;
-2. the prior fine-tuned for a few epochs in which class c is shown n_c^(1/2) times as often as class
-   b is n_b^(1/2) (n: lesions of the training split), with and without guidance;
+2. the prior fine-tuned for a few epochs in which each class is shown in proportion to the square
+   root of its number of training images, instead of the number itself, with and without guidance;
 3. guidance for each class by itself.
 
 The selected options have the smallest mean absolute difference to the real rates over the classes.
@@ -28,6 +28,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformer_priors import augmented_codes
 
 from vqlib import (
     CLASSES,
@@ -40,8 +41,7 @@ from vqlib import (
     sample,
     train_prior,
 )
-from vqlib.checkpoints import PRETRAINED, work_dir
-from vqlib.codes import add_augmented, encode_dataset
+from vqlib.checkpoints import PRETRAINED
 from vqlib.data import Split
 from vqlib.evaluation.features import EfficientNetLite0
 from vqlib.evaluation.generation import decode_codes
@@ -118,13 +118,7 @@ def main() -> None:
     torch.set_flush_denormal(True)
     data = open_dataset(options.data)
     vqvae, prior = load_pretrained("ham10000")
-    path = work_dir() / "augmented.safetensors"  # also used by transformer_priors.py
-    if path.is_file() and (stored := EncodedDataset.load(path)).source == repr(data):
-        encoded = stored
-    else:
-        encoded = encode_dataset(vqvae, data)
-        add_augmented(encoded, vqvae, data)
-        encoded.save(path)
+    encoded = augmented_codes(data)
     resampled = balanced(encoded)
     recipe = replace(WORKBOOK, name="balanced", prior=pretrained_prior, schedule=FINE_TUNING)
     priors = {
@@ -160,10 +154,14 @@ def main() -> None:
             for name, predicted in predictions.items()
         }
 
-    real_features = {
-        "lesion classifier": predict_images(classifier, reconstructions, return_features=True),
-        "EfficientNet-Lite0": features_of(reconstructions),
-    }
+    def describe(images: Tensor) -> dict[str, Tensor]:
+        """Judge -> features."""
+        return {
+            "lesion classifier": predict_images(classifier, images, return_features=True),
+            "EfficientNet-Lite0": features_of(images),
+        }
+
+    real_features = describe(reconstructions)
 
     def measure(prior: PixelCNN, guidance: Tensor) -> dict[str, Any]:
         """`guidance`: one weight for each class."""
@@ -182,11 +180,7 @@ def main() -> None:
 
         generator = torch.Generator().manual_seed(0)
         found = judge(generate(class_labels), class_labels)
-        images = generate(labels)
-        sampled = {
-            "lesion classifier": predict_images(classifier, images, return_features=True),
-            "EfficientNet-Lite0": features_of(images),
-        }
+        sampled = describe(generate(labels))
         return {
             "guidance": guidance.tolist(),
             "found": found,

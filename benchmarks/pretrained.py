@@ -1,7 +1,7 @@
-"""Train everything in data/pretrained: VQ-VAEs, the codes of all images, priors, a classifier.
+"""Train everything in data/pretrained: VQ-VAEs, codes, priors, a classifier, a decoder.
 
     python benchmarks/pretrained.py --data PATH        # hours on a CPU; call again to resume
-    python benchmarks/pretrained.py --priors           # only stores what transformer_priors.py did
+    python benchmarks/pretrained.py --priors           # only stores the trained transformers
 
 Each training is a run of its own (work_dir()/runs/shipped-...); finished ones are loaded. Weights
 are stored in float16, and the codes are computed with the *stored* weights, so that anyone who
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 
 import torch
+from realistic import train_realistic
 from torch import nn
 from transformer_priors import CPU_SECONDS_PER_STEP, train
 
@@ -45,9 +46,8 @@ def write_pretrained(run: str, name: str, file: str, new_name: str | None = None
 
 
 def write_priors() -> None:
-    """Store the three priors of transformer_priors.py."""
-    for kind in CPU_SECONDS_PER_STEP:
-        run = f"prior-{kind}"
+    """Store the two transformers of transformer_priors.py."""
+    for run in ("prior-causal", "prior-masked"):
         write_pretrained(run, BEST, "prior.safetensors", f"{run}.safetensors")
 
 
@@ -61,7 +61,7 @@ def held_out_curve(run: str, *keys: str) -> dict[str, list[float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", help="folder of the images; default: see open_dataset()")
-    parser.add_argument("--priors", action="store_true", help="only store the three priors")
+    parser.add_argument("--priors", action="store_true", help="only store the two transformers")
     options = parser.parse_args()
     if options.priors:
         return write_priors()
@@ -92,8 +92,14 @@ def main() -> None:
         epochs=24,
     )
     classifier = write_pretrained("shipped-classifier", BEST, "classifier.safetensors")
+    train_realistic(data, run="shipped-realistic")
+    write_pretrained("shipped-realistic", BEST, "realistic.safetensors")
     result = evaluate(
-        data, {name: models[name] for name in (BEST, REPORT_LAYERS)}, prior, classifier
+        data,
+        {name: models[name] for name in (BEST, REPORT_LAYERS)},
+        prior,
+        {"lesion classifier": classifier},
+        classifier,
     )
     save_results(f"{data.name}-val", result)
     print(results_table(result))

@@ -4,10 +4,12 @@ import csv
 import hashlib
 import http.server
 import os
+import sys
 import threading
 import time
 import zipfile
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -344,9 +346,8 @@ def test_three_lesions_are_enough_for_three_splits(fractions):
     for wrong in ((0.8, 0.1), (0.8, 0.1, 0.2), (1.1, -0.1, 0), (0.8, float("nan"), 0.1)):
         with pytest.raises(ValueError, match="three numbers"):
             dataset.split(0, wrong)
-    for wrong in (0.0, None, True):
-        with pytest.raises(ValueError, match="whole number"):
-            dataset.split(wrong)
+    with pytest.raises(ValueError, match="whole number"):
+        dataset.split(True)
 
 
 # --- the cache
@@ -409,10 +410,6 @@ def test_cache_is_built_once_for_the_same_inputs(ham, monkeypatch):
     assert images_built() == 0
     open_dataset(ham).pixels(32, "squash")
     assert len(built) == 14
-    with pytest.raises(ValueError, match="crop"):
-        open_dataset(ham).pixels(32, "fill")
-    with pytest.raises(ValueError, match="size in pixels"):
-        open_dataset(ham).pixels(32.0)
     for lesions, seed in ((4, 0), (3, 1)):
         assert (
             synthetic_dataset(lesions, seed).pixels(32).path != synthetic_dataset(3).pixels(32).path
@@ -518,6 +515,23 @@ def test_a_cache_that_is_cut_short_while_it_is_read_raises(ham, tmp_path, monkey
         pixels[13]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the memory from /proc")
+def test_images_that_were_read_do_not_stay_in_the_memory_of_the_process(tmp_path, monkeypatch):
+    def megabytes_of_files():
+        return int(Path("/proc/self/status").read_text().partition("RssFile:")[2].split()[0]) / 1000
+
+    monkeypatch.setenv("VQLIB_HOME", str(tmp_path))
+    names, shape = [str(i) for i in range(5000)], (64, 64, 3)
+    blank = data.ImageDataset(
+        "blank", names, [0] * 5000, (), render=lambda i, size: np.zeros((len(i), *shape), np.uint8)
+    )
+    pixels = blank.pixels(64)  # 61 MB
+    memory = []
+    for _ in batches(pixels, torch.arange(5000), 100, shuffle=False):
+        memory.append(megabytes_of_files())
+    assert memory[-1] < memory[0] + 20
+
+
 def test_caches_that_were_not_used_for_long_are_removed(tmp_path, monkeypatch):
     monkeypatch.setenv("VQLIB_HOME", str(tmp_path))
     unused, used = (synthetic_dataset(2, seed=seed).pixels(32).path.parent for seed in (1, 2))
@@ -552,14 +566,6 @@ def test_verify_a_folder_whose_name_looks_like_a_pattern(tmp_path, monkeypatch):
     save_image(folder / "1.png", 99)
     with pytest.raises(DataError, match="1 of 1 images"):
         data.open_folder(folder).verify()
-
-
-def test_a_cache_of_a_former_version_is_removed(monkeypatch):
-    dataset, other = synthetic_dataset(3, seed=8), synthetic_dataset(3, seed=9)
-    former, kept = dataset.pixels(32).path.parent, other.pixels(32).path.parent
-    monkeypatch.setattr(data, "CACHE_VERSION", data.CACHE_VERSION + 1)
-    new = dataset.pixels(32).path.parent
-    assert new.is_dir() and kept.is_dir() and not former.exists()
 
 
 def test_fingerprint_of_rendered_images(tmp_path, monkeypatch):
@@ -676,8 +682,6 @@ def test_batches(ham):
     orders = [torch.cat([i for _, i in batches(pixels, indices, 3, epoch=e)]) for e in range(4)]
     assert len({tuple(order.tolist()) for order in orders}) == 4
     assert all(order.sort().values.equal(indices.sort().values) for order in orders)
-    with pytest.raises(ValueError, match="mask"):
-        next(batches(pixels, torch.arange(14) > 3, 14))
 
 
 def test_random_streams_do_not_depend_on_the_version_of_numpy():

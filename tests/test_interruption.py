@@ -4,7 +4,10 @@ import json
 import os
 import resource
 import signal
+import subprocess
+import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -137,6 +140,16 @@ def test_temporary_files_of_killed_processes_are_removed(home):
     with atomic_write(home / "table.json") as temporary:
         temporary.write_text("{}")
     assert [p.name for p in home.glob(".table*")] == [".table.json.2"]  # it may be in use
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(21, marks=pytest.mark.long)])
+def test_a_pipeline_that_is_killed_ends_with_the_same_files(tmp_path, kills, record_property):
+    script = Path(__file__).with_name("killed_pipeline.py")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parent.parent)}
+    command = [sys.executable, script, tmp_path, str(kills), "0"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    record_property("kills", done.stdout.strip())
 
 
 @pytest.mark.parametrize("run", ["", ".", "../x", "a/../../x"])

@@ -1,11 +1,13 @@
-"""Reading and plotting the log of a run."""
+"""Reading and plotting the log of a run, and names of any kind in what the notebooks show."""
 
 import json
 
 import pytest
+import torch
 
 from vqlib import DataError
 from vqlib.checkpoints import read_log
+from vqlib.course import plots
 from vqlib.course.training_curves import plot_log
 
 
@@ -32,3 +34,25 @@ def test_missing_logs_steps_and_keys_are_reported(tmp_path):
         read_log(write_log(tmp_path, incomplete='{"st'))
     with pytest.raises(ValueError, match=r"\['accuracy'\] not in the log"):
         plot_log(write_log(tmp_path, *STEPS), ["accuracy"])
+
+
+def test_names_of_files_and_runs_are_no_formulas(tmp_path):
+    name = r"$\frac$ 1"
+    plots.image_grid(torch.rand(1, 3, 8, 8), [name], title=name, rows=[name]).canvas.draw()
+    plot_log(write_log(tmp_path / name, *STEPS)).canvas.draw()
+
+
+def test_html_in_names_and_sources_is_not_rendered(monkeypatch):
+    html = plots.show_animation(b"", '"><script>').data
+    assert html.count("<") == html.count(">") == 1 and "&lt;script&gt;" in html
+
+    def ends_a_block():
+        """
+        ```
+        <script>
+        """
+
+    shown = []
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    plots.show_source(ends_a_block)
+    assert shown[0].data.count("````") == 2 and shown[0].data.endswith("\n````")

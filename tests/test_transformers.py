@@ -227,7 +227,7 @@ def test_bad_input_is_named(kind):
     prior = lively(kind)
     with pytest.raises(ValueError, match="190 is not a multiple of 12"):
         kind(width=190)
-    with pytest.raises(ValueError, match=r"int64 \(B, 2, 3, 2\)"):
+    with pytest.raises(ValueError, match=r"int64 \(\*, 2, 3, 2\)"):
         prior.embed(random_codes(1, (2, 2)))
     with pytest.raises(ValueError, match=r"0\.\.4"):
         prior.embed(random_codes(1) + K)

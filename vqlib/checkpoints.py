@@ -35,8 +35,10 @@ except ImportError:  # Windows
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from .distributed import rank
 
 if TYPE_CHECKING:
     from .pixelcnn import PixelCNN
@@ -212,6 +214,8 @@ class Run:
 
     def save(self, state: dict[str, Any]) -> None:
         """Replace the checkpoint (atomically)."""
+        if rank() > 0:
+            return
         buffer = io.BytesIO()  # torch.save to a file would hide the reason of a failed write
         torch.save(state, buffer)
         with atomic_write(self.checkpoint_path) as temporary:
@@ -222,7 +226,8 @@ class Run:
 def open_run(
     run: str | Path, config: dict[str, Any], *, lr: float | None = None, extend: bool = False
 ) -> Iterator[Run]:
-    """Open or create the folder of a run and lock it until the block ends.
+    """Open or create the folder of a run and lock it until the block ends. In a training on several
+    processes all of them open it; rank 0 locks it and writes.
 
     Args:
         run: name or absolute path, see `run_folder`.
@@ -240,7 +245,8 @@ def open_run(
     opened, path = Run(folder, None), folder / "config.json"
     checkpoint = opened.checkpoint_path
     with _locked(folder):
-        remove_abandoned(folder, ".*.[0-9]*", seconds=0)  # of processes killed while writing
+        if rank() == 0:
+            remove_abandoned(folder, ".*.[0-9]*", seconds=0)  # of processes killed while writing
         if path.is_file() or checkpoint.is_file():
             with explain_errors(
                 f"{path} can't be read", f"delete {folder}, or use another run name"
@@ -253,8 +259,9 @@ def open_run(
         if checkpoint.is_file():
             with explain_errors(f"{checkpoint} can't be read", RESTART_ADVICE):
                 opened.state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        with atomic_write(path) as temporary:
-            temporary.write_text(json.dumps(config, indent=1) + "\n")
+        if rank() == 0:
+            with atomic_write(path) as temporary:
+                temporary.write_text(json.dumps(config, indent=1) + "\n")
         yield opened
 
 
@@ -280,12 +287,12 @@ def _locked(folder: Path) -> Iterator[None]:
     """Lock a run's folder: two processes in one folder would mix their logs and checkpoints."""
     with open(folder / ".lock", "a") as file:
         try:
-            if fcntl is not None:
+            if fcntl is not None and rank() == 0:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when the process ends
         except BlockingIOError as error:
             raise DataError(
                 f"{folder} is being trained by another process: wait for it, stop it, or use "
-                "another name with run=..."
+                "another name with run=... (--run)"
             ) from error
         except OSError:
             pass  # some network drives do not support locks
@@ -365,7 +372,8 @@ def register_model(model: type[Model]) -> type[Model]:
 def save_model(
     model: nn.Module, path: str | Path, dtype: torch.dtype | None = None, **notes: object
 ) -> Path:
-    """Write a model's weights and configuration to a safetensors file (atomically).
+    """Write a model's weights and configuration to a safetensors file (atomically). In a training
+    on several processes only rank 0 writes.
 
     Args:
         model: its class has `register_model`, e.g. `VQVAE`, `PixelCNN` or `LesionClassifier`.
@@ -383,6 +391,8 @@ def save_model(
     if dtype is not None and not dtype.is_floating_point:
         raise ValueError(f"dtype must be a floating-point dtype, got {dtype}")
     path, tensors = Path(path).expanduser(), {}
+    if rank() > 0:
+        return path
     for name, tensor in model.state_dict().items():
         tensor = tensor.detach().cpu().contiguous()
         tensors[name] = tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
@@ -439,24 +449,40 @@ def load_model(path: str | Path, expected: type[Model] = nn.Module) -> Model:
 
 
 def write_safetensors(path: Path, metadata: dict[str, str], tensors: dict[str, Tensor]) -> None:
-    """Write a safetensors file (atomically). Equal content gives equal files: the library alone
-    would write the metadata in random order."""
-    raw = save(tensors, metadata)
-    end = 8 + int.from_bytes(raw[:8], "little")
-    header = json.loads(raw[8:end]) | {"__metadata__": metadata}
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(end - 8)
-    with atomic_write(path) as temporary, temporary.open("wb") as file:
-        file.writelines([len(text).to_bytes(8, "little"), text, memoryview(raw)[end:]])
+    """Write a safetensors file with a checksum (atomically). Equal content gives equal files: the
+    library alone would write the metadata in random order."""
+    metadata = metadata | {"checksum": _checksum(metadata, tensors)}
+    with atomic_write(path) as temporary:
+        save_file(tensors, temporary, metadata)
+        with temporary.open("r+b") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size)) | {"__metadata__": metadata}
+            text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+            file.seek(8)
+            file.write(text.ljust(size))
 
 
 def read_safetensors(
     path: str | Path, with_tensors: bool = True
 ) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Metadata and tensors of a safetensors file."""
+    """Metadata and tensors of a safetensors file.
+
+    Raises:
+        DataError: the checksum of `write_safetensors` is wrong; earlier versions wrote none.
+    """
     open(path, "rb").close()  # this error names the file; safe_open's reasons are misleading
     with safe_open(path, framework="pt") as file:
         names = file.keys() if with_tensors else ()
-        return file.metadata() or {}, {name: file.get_tensor(name) for name in names}
+        metadata, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in names}
+    checksum = metadata.pop("checksum", None)
+    if with_tensors and checksum not in (None, _checksum(metadata, tensors)):
+        raise DataError(f"{path} is damaged (its checksum is wrong): use another copy.")
+    return metadata, tensors
+
+
+def _checksum(metadata: dict[str, str], tensors: dict[str, Tensor]) -> str:
+    named = (part for name in sorted(tensors) for part in (name, tensors[name]))
+    return fingerprint(json.dumps(metadata, sort_keys=True), *named)
 
 
 def model_notes(path: str | Path) -> dict[str, Any]:

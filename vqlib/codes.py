@@ -20,11 +20,12 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from .checkpoints import explain_errors, read_safetensors, write_safetensors
+from .checks import check_tensor, check_whole
 from .data import ImageDataset, Split, batches, dihedral_transform, to_float
-from .vqvae import VQVAE, eval_mode
+from .vqvae import DOWNSCALE, VQVAE, eval_mode
 
 SPLITS = ("train", "val", "test")
-PACKED_CODES = 2**16  # codes that are packed at a time; a multiple of 8, so that they fill bytes
+PACKED_IMAGES = 64  # images that are packed at a time; a multiple of 8: their codes fill bytes
 
 
 def pack_codes(codes: Tensor, bits: int) -> np.ndarray:
@@ -44,8 +45,7 @@ def pack_codes(codes: Tensor, bits: int) -> np.ndarray:
     if flat.size and (flat.min() < 0 or flat.max() >= 2**bits):
         raise ValueError(f"codes {flat.min()}..{flat.max()} do not fit into {bits} bits")
     shifts = np.arange(bits - 1, -1, -1)
-    chunks = (flat[i : i + PACKED_CODES, None] for i in range(0, flat.size or 1, PACKED_CODES))
-    return np.concatenate([np.packbits((chunk >> shifts & 1).astype(np.uint8)) for chunk in chunks])
+    return np.packbits((flat[:, None] >> shifts & 1).astype(np.uint8))
 
 
 def unpack_codes(packed: np.ndarray, bits: int, shape: tuple[int, ...]) -> Tensor:
@@ -59,33 +59,22 @@ def unpack_codes(packed: np.ndarray, bits: int, shape: tuple[int, ...]) -> Tenso
     if packed.dtype != np.uint8 or packed.shape != (num_bytes,):
         found = f"{packed.dtype} {packed.shape}"
         raise ValueError(f"{found} can't be {count} codes of {bits} bits: expected ({num_bytes},)")
-    codes, powers = torch.empty(count, dtype=torch.int64), 1 << np.arange(bits - 1, -1, -1)
-    for i, chunk in enumerate(codes.split(PACKED_CODES)):
-        part = packed[i * PACKED_CODES * bits // 8 :]
-        bit_matrix = np.unpackbits(part, count=len(chunk) * bits).reshape(len(chunk), bits)
-        np.matmul(bit_matrix, powers, out=chunk.numpy())
-    return codes.reshape(shape)
+    bit_matrix = np.unpackbits(packed, count=count * bits).reshape(count, bits)
+    return torch.from_numpy(bit_matrix @ (1 << np.arange(bits - 1, -1, -1))).reshape(shape)
 
 
-def _expect(
-    name: str,
-    tensor: Tensor,
-    dtype: torch.dtype,
-    shape: tuple[int | None, ...],
-    end: int | None = None,
-) -> None:
-    """Check the dtype, shape (None: any length) and values (0..end-1) of a tensor.
+def _pack_images(codes: Tensor, order: Tensor, bits: int) -> Tensor:
+    """`pack_codes(codes[order], bits)` for codes (N, h, w, slots), in parts: the unpacked bits of a
+    large data set would take 64 times as much memory as its packed codes."""
+    parts = [pack_codes(codes[indices], bits) for indices in order.split(PACKED_IMAGES)]
+    return torch.from_numpy(np.concatenate(parts))
 
-    Raises:
-        ValueError: one of them differs; the message starts with `name`.
-    """
-    actual = tensor.shape
-    fits = len(actual) == len(shape) and all(m in (None, n) for n, m in zip(actual, shape))
-    if tensor.dtype != dtype or not fits:
-        expected = str(shape).replace("None", "*")
-        raise ValueError(f"{name}: expected {dtype} {expected}, got {tensor.dtype} {tuple(actual)}")
-    if end is not None and tensor.numel() and (tensor.min() < 0 or tensor.max() >= end):
-        raise ValueError(f"{name}: expected 0..{end - 1}, got {tensor.min()}..{tensor.max()}")
+
+def _unpack_images(packed: Tensor, bits: int, codes: Tensor) -> None:
+    """`unpack_codes` in parts, into `codes`, (N, h, w, slots)."""
+    size = PACKED_IMAGES * math.prod(codes.shape[1:]) * bits // 8
+    for raw, part in zip(packed.split(size), codes.split(PACKED_IMAGES), strict=True):
+        part.copy_(unpack_codes(raw.numpy(), bits, part.shape))
 
 
 @dataclass(eq=False, repr=False)
@@ -124,12 +113,12 @@ class EncodedDataset(Dataset):
     def _check(self) -> None:
         """Raise ValueError if an attribute differs from its description in the class docstring."""
         codes, codebook = self.codes, self.codebook
-        _expect("codebook", codebook, torch.float32, (None, None, None))
-        _expect("codes", codes, torch.int64, (None, None, None, None), codebook.shape[1])
+        check_tensor("codebook", codebook, torch.float32, (None, None, None))
+        check_tensor("codes", codes, torch.int64, (None, None, None, None), codebook.shape[1])
         end = 256 if self.classes is None else max(1, len(self.classes))
-        _expect("labels", self.labels, torch.int64, (len(codes),), end)
+        check_tensor("labels", self.labels, torch.int64, (len(codes),), end)
         for name, indices in zip(SPLITS, self.split, strict=True):
-            _expect(f"split.{name}", indices, torch.int64, (None,), len(codes))
+            check_tensor(f"split.{name}", indices, torch.int64, (None,), len(codes))
         all_indices = torch.cat(list(self.split))
         if len(all_indices.unique()) < len(all_indices):
             raise ValueError("split: expected each image at most once, got an image twice")
@@ -139,7 +128,8 @@ class EncodedDataset(Dataset):
             raise ValueError(f"expected 1 or {codes.shape[3]} codebooks, got {len(codebook)}")
         if self.augmented is not None:
             train = codes[self.split.train]
-            _expect("augmented", self.augmented, torch.int64, (8, *train.shape), codebook.shape[1])
+            shape = (8, *train.shape)
+            check_tensor("augmented", self.augmented, torch.int64, shape, codebook.shape[1])
             if not torch.equal(self.augmented[0], train):
                 raise ValueError("augmented: expected augmented[0] to be the codes of split.train")
 
@@ -192,14 +182,15 @@ class EncodedDataset(Dataset):
         for part, indices in enumerate(self.split):
             parts[indices] = part
         tensors = {
-            "packed": torch.from_numpy(pack_codes(self.codes, self.bits)),
+            "packed": _pack_images(self.codes, torch.arange(len(self)), self.bits),
             "labels": self.labels.to(torch.uint8),
             "split": parts,
             "codebook": self.codebook.contiguous(),
         }
         if self.augmented is not None:
-            ascending = self.augmented[1:, self.split.train.argsort()]
-            tensors["augmented"] = torch.from_numpy(pack_codes(ascending, self.bits))
+            ascending = self.split.train.argsort()
+            order = torch.cat([i * len(ascending) + ascending for i in range(1, 8)])
+            tensors["augmented"] = _pack_images(self.augmented.flatten(0, 1), order, self.bits)
         metadata = {
             "shape": "x".join(map(str, self.codes.shape)),
             "source": self.source,
@@ -223,17 +214,18 @@ class EncodedDataset(Dataset):
             metadata, tensors = read_safetensors(path)
             shape = tuple(int(n) for n in metadata["shape"].split("x"))
             labels, parts = tensors["labels"], tensors["split"]
-            _expect("labels", labels, torch.uint8, shape[:1])
-            _expect("split", parts, torch.uint8, shape[:1], len(SPLITS))
+            check_tensor("labels", labels, torch.uint8, shape[:1])
+            check_tensor("split", parts, torch.uint8, shape[:1], len(SPLITS))
             codebook = tensors["codebook"].float()
             bits = (codebook.shape[1] - 1).bit_length()
-            codes = unpack_codes(tensors["packed"].numpy(), bits, shape)
+            codes = torch.empty(shape, dtype=torch.int64)
+            _unpack_images(tensors["packed"], bits, codes)
             split = Split(*((parts == n).nonzero().flatten() for n in range(len(SPLITS))))
-            augmented = tensors.get("augmented", tensors.get("turned"))  # key in older files
-            if augmented is not None:
-                train = codes[None, split.train]
-                augmented = unpack_codes(augmented.numpy(), bits, (7, *train.shape[1:]))
-                augmented = torch.cat([train, augmented])
+            packed = tensors.get("augmented", tensors.get("turned"))  # key in older files
+            augmented = None if packed is None else codes.new_empty(8, len(split.train), *shape[1:])
+            if packed is not None:
+                augmented[0] = codes[split.train]
+                _unpack_images(packed, bits, augmented[1:].flatten(0, 1))
             classes = json.loads(metadata.get("classes", "null"))
             source = metadata.get("source", "")
             return cls(codes, labels.long(), split, codebook, source, augmented, classes)
@@ -268,8 +260,11 @@ def encode_dataset(
     """
     pixels, indices = data.pixels(size), torch.arange(len(data))
     image_batches = (images for images, _ in batches(pixels, indices, batch_size, shuffle=False))
+    side = size // DOWNSCALE
+    codes = torch.empty(len(data), side, side, vqvae.slots, dtype=torch.int64)
+    _encode(vqvae, image_batches, batch_size, codes)
     return EncodedDataset(
-        _encode(vqvae, image_batches, -(-len(data) // batch_size)),
+        codes,
         data.labels,
         split or data.split(),
         vqvae.quantizer.codebook.detach().float().cpu().clone(),
@@ -300,7 +295,9 @@ def add_augmented(
         size: side of the images in pixels, as for `encode_dataset`.
         batch_size: images per batch.
     """
-    train, augmented = encoded.split.train, [encoded.codes[encoded.split.train]]
+    train = encoded.split.train
+    augmented = encoded.codes.new_empty(8, len(train), *encoded.codes.shape[1:])
+    augmented[0] = encoded.codes[train]
     device = next(vqvae.parameters()).device
     pixels = None if data is None else data.pixels(size)
 
@@ -313,13 +310,15 @@ def add_augmented(
             yield dihedral_transform(images, index)
 
     for index in range(1, 8):
-        augmented.append(_encode(vqvae, transformed_batches(index), -(-len(train) // batch_size)))
-    encoded.augmented = torch.stack(augmented)
+        _encode(vqvae, transformed_batches(index), batch_size, augmented[index])
+    encoded.augmented = augmented
 
 
-def _encode(vqvae: VQVAE, images: Iterator[Tensor], num_batches: int) -> Tensor:
-    """Codes of all batches, computed in eval() mode, on the CPU."""
-    steps = tqdm(images, "encoding", num_batches, leave=False, disable=None)
+def _encode(vqvae: VQVAE, images: Iterator[Tensor], batch_size: int, codes: Tensor) -> None:
+    """Encode batches of images in eval() mode, into `codes`, int64 (N, h, w, slots)."""
+    check_whole(batch_size=batch_size)
+    parts = codes.split(batch_size)
+    steps = tqdm(images, "encoding", len(parts), leave=False, disable=None)
     with eval_mode(vqvae) as device:
-        codes = [vqvae.encode(batch.to(device)).cpu() for batch in steps]
-    return torch.cat(codes)
+        for batch, part in zip(steps, parts):
+            part.copy_(vqvae.encode(batch.to(device)))

@@ -15,6 +15,7 @@ import hashlib
 import io
 import json
 import math
+import mmap
 import os
 import shutil
 import uuid
@@ -34,6 +35,8 @@ from torch import Generator, Tensor
 from tqdm.auto import tqdm
 
 from .checkpoints import DataError, explain_errors, fingerprint, remove_abandoned, work_dir
+from .checks import check_tensor, check_whole
+from .distributed import rank, shard
 
 CACHE_VERSION = 2  # part of each cache's name; increase it when the stored pixels change
 BLOCK = 128  # images per block, the unit of writing and of checksums
@@ -76,6 +79,9 @@ class ImageDataset:
         render: (int64 (n,) image indices, size) -> uint8 (n, size, size, 3), and `render_key`, a
             text that changes when the rendered images change.
 
+    Raises:
+        ValueError: the lists have different lengths, or a label is not an index into `classes`.
+
     Attributes:
         groups: int64 (N,), the number of each image's group in order of appearance. Replace it if
             two ids are known to name the same group.
@@ -96,7 +102,12 @@ class ImageDataset:
 
     def __post_init__(self) -> None:
         self.group_ids = self.image_ids if self.group_ids is None else self.group_ids
-        self.labels = torch.as_tensor(self.labels, dtype=torch.int64)
+        labels = torch.as_tensor(self.labels)
+        self.labels = labels if labels.is_floating_point() else labels.long()
+        check_tensor("labels", self.labels, torch.int64, (len(self),), max(1, len(self.classes)))
+        lengths = {len(self), len(self.group_ids), len(self.paths or self.image_ids)}
+        if len(lengths) > 1:
+            raise ValueError(f"image_ids, group_ids and paths have different lengths: {lengths}")
         numbers = {group: i for i, group in enumerate(dict.fromkeys(self.group_ids))}
         self.groups = torch.tensor([numbers[group] for group in self.group_ids])
 
@@ -154,9 +165,7 @@ class ImageDataset:
         # Written as "not (valid)", because every comparison with NaN is False.
         if not (len(fractions) == 3 and min(fractions) >= 0 and abs(sum(fractions) - 1) <= 1e-6):
             raise ValueError(f"fractions must be three numbers >= 0 that sum to 1, got {fractions}")
-        # 1.0 and True would have other hashes than 1.
-        if not isinstance(seed, int | np.integer) or isinstance(seed, bool):
-            raise ValueError(f"seed must be a whole number, got {seed!r}")
+        check_whole(-math.inf, seed=seed)  # 1.0 and True would have other hashes than 1
         if by not in ("group", "image"):
             raise ValueError(f'by must be "group" or "image", got {by!r}')
         if self.given_split is not None:
@@ -192,8 +201,7 @@ class ImageDataset:
             DataError: an image can't be read, or the disk is full (no partial file is left); or an
                 existing file is damaged.
         """
-        if not isinstance(size, int | np.integer) or size < 1:
-            raise ValueError(f"size must be a size in pixels >= 1, got {size!r}")
+        check_whole(size=size)
         if resize_mode not in ("crop", "squash"):
             raise ValueError(f'resize_mode must be "crop" or "squash", got {resize_mode!r}')
         name = f"{self.name}-{size}-{resize_mode}"
@@ -225,7 +233,7 @@ class ImageDataset:
         ):
             present = list(pool.map(lambda p: fingerprint(p.read_bytes()), self.paths))
         # The caches of any size and resize mode. A name may contain characters of patterns: [ ].
-        pattern = f"{glob.escape(self.name)}-*-{_key(self._inputs(), CACHE_VERSION)}"
+        pattern = f"{glob.escape(self.name)}-*-{_key(self._inputs())}"
         for folder in (work_dir() / "cache").glob(pattern):
             with explain_errors(f"{folder} is damaged", "delete this folder."):
                 recorded = json.loads((folder / "checksums.json").read_bytes())["pictures"]
@@ -388,8 +396,8 @@ def read_table(table: Path, columns: tuple[str, ...], advice: str) -> list[tuple
     try:
         names = [name.strip() for name in next(reader, [])]
         if missing := [name for name in columns if name not in names]:
-            found = ", ".join(names) or "nothing"
-            raise csv.Error(f"lacks the column {', '.join(missing)}; found {found}")
+            found = ", ".join(names)[:200]
+            raise csv.Error(f"lacks the column {', '.join(missing)}; found {found!r}")
         if repeated := [name for name in names if name and names.count(name) > 1]:
             raise csv.Error(f"more than one column {repeated[0]}")
         for values in reader:
@@ -440,6 +448,7 @@ class Pixels:
                 raise ValueError(f"expected uint8 {shape}, got {layout}")
             stat = self.path.stat()
         self._images, self._file_size = torch.from_numpy(images), stat.st_size
+        self._mapped = images.base
         self.fingerprint = fingerprint(f"{shape} {self._checksums}")
         state = (self.path, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns, self.fingerprint)
         self._verified = _VERIFIED.setdefault(state, np.zeros(len(self._checksums), dtype=bool))
@@ -457,6 +466,9 @@ class Pixels:
         with suppress(FileNotFoundError):  # a deleted file can still be read
             if self.path.stat().st_size < self._file_size:  # reading would kill the process
                 raise DataError(f"{self.path} has been cut short: {self._advice}")
+        if hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
+            # Unmap what was read before, or the memory of this process would grow with each read.
+            self._mapped.madvise(mmap.MADV_DONTNEED)
         if not self._verified.all():
             self._verify(torch.arange(len(self))[index])
         if isinstance(index, Tensor) and index.ndim == 1 and index.dtype == torch.int64:
@@ -502,8 +514,9 @@ def read_image(path: Path) -> tuple[Image.Image, str]:
     except Image.DecompressionBombError as error:
         raise DataError(f"{path} is too large ({error}): scale the image down.") from error
     except Exception as error:  # PIL raises errors of many types for damaged files
+        reason = str(error).partition(" <_io")[0]  # without the address of an object
         raise DataError(
-            f"{path} can't be read as an image ({error}): it is damaged; get this file again."
+            f"{path} can't be read as an image ({reason}): it is damaged; get this file again."
         ) from error
     if mode in ("I", "F"):
         raise DataError(f"{path} has 32-bit pixels of unknown range. Convert it to 8-bit RGB.")
@@ -529,8 +542,7 @@ def load_or_build_cache(
 
     The folder is written under a temporary name and renamed when it is complete. Images and
     checksums therefore always belong together, an incomplete cache is never opened, and several
-    processes may build it at the same time. Then caches are removed that former versions of this
-    module have written for the same images, and all caches that were not used for 30 days.
+    processes may build it at the same time. Caches that were not used for 30 days are removed.
 
     Args:
         name: beginning of the folder's name: data set, size and resize mode.
@@ -545,7 +557,7 @@ def load_or_build_cache(
         DataError: the disk has not enough space or can't be written; no partial cache is left.
     """
     parent = work_dir() / "cache"
-    folder = parent / f"{name}-{_key(inputs, CACHE_VERSION)}"
+    folder = parent / f"{name}-{_key(inputs)}"
     if folder.is_dir():
         with suppress(OSError):  # a folder that may only be read
             os.utime(folder)  # the time of the last use
@@ -583,13 +595,11 @@ def load_or_build_cache(
             ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    for version in range(CACHE_VERSION):  # the same images as former versions stored them
-        shutil.rmtree(parent / f"{name}-{_key(inputs, version)}", ignore_errors=True)
     return Pixels(folder, shape)
 
 
-def _key(inputs: str, version: int) -> str:
-    return fingerprint(f"{version} {inputs}")
+def _key(inputs: str) -> str:
+    return fingerprint(f"{CACHE_VERSION} {inputs}")
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -723,6 +733,7 @@ def batches(
     epoch: int = 0,
     start: int = 0,
     shuffle: bool = True,
+    sharded: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """One epoch over the images `indices`, batch by batch.
 
@@ -736,6 +747,8 @@ def batches(
             augmentation.
         start: number of batches to skip.
         shuffle: False keeps the order of `indices`.
+        sharded: in a training on several processes, yield only this one's part of each batch. The
+            order of the images does not depend on the number of processes, their augmentation does.
 
     Yields:
         Images, float32 (B, 3, S, S) in [0, 1], channels_last; and their indices, int64 (B,).
@@ -743,6 +756,7 @@ def batches(
     Raises:
         ValueError: `indices` are not whole numbers but, for example, a mask.
     """
+    check_whole(batch_size=batch_size)
     indices = torch.as_tensor(indices, dtype=None if len(indices) else torch.int64)
     if indices.ndim != 1 or indices.dtype == torch.bool or indices.is_floating_point():
         raise ValueError(
@@ -754,11 +768,14 @@ def batches(
     for b, batch_indices in enumerate(indices.split(batch_size)):
         if b < start or not len(batch_indices):
             continue
+        if sharded:
+            batch_indices = shard(batch_indices, batch_size)
         images = pixels[batch_indices]
         if augment is None:
             yield to_float(images), batch_indices
         else:
-            yield augment(images, _make_generator(seed, epoch, b + 1)), batch_indices
+            key = (seed, epoch, b + 1, rank()) if sharded and rank() else (seed, epoch, b + 1)
+            yield augment(images, _make_generator(*key)), batch_indices
 
 
 def _make_generator(*key: int) -> Generator:

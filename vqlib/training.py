@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torchvision.utils import save_image
 from tqdm.auto import tqdm
 
+from . import distributed
 from .checkpoints import (
     RESTART_ADVICE,
     WRITE_ADVICE,
@@ -40,9 +41,10 @@ from .checkpoints import (
     open_run,
     save_model,
 )
+from .checks import check_whole
 from .codes import EncodedDataset
 from .data import ImageDataset, Split, batches, random_dihedral, rotate_and_flip
-from .metrics import code_bits, evaluate_vqvae
+from .metrics import ReconstructionMetrics, code_bits, evaluate_vqvae
 from .pixelcnn import PixelCNN, PixelRCNN
 from .quantizer import codebook_fingerprint
 from .vqvae import IMAGENET_MEAN, VQVAE, eval_mode
@@ -71,10 +73,12 @@ class Schedule:
 
 
 def pick_device() -> torch.device:
-    """The first of CUDA, Apple's MPS and the CPU that is available."""
+    """The first of CUDA, Apple's MPS and the CPU that is available. Several processes can't
+    exchange tensors on MPS."""
     if torch.cuda.is_available():
         return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    mps = torch.backends.mps.is_available() and distributed.world_size() == 1
+    return torch.device("mps" if mps else "cpu")
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,8 @@ class Progress:
     bar: tqdm | None = field(default=None, init=False)
 
     def start(self, title: str, total: int, done: int) -> None:
-        self.bar = tqdm(desc=title, total=total, initial=done, unit="batch", disable=None)
+        hide = distributed.rank() > 0 or None  # None: unless in a terminal
+        self.bar = tqdm(desc=title, total=total, initial=done, unit="batch", disable=hide)
 
     def step(self, step: int, logs: dict[str, float]) -> None:
         if self.bar is not None:
@@ -165,14 +170,18 @@ def fit(
 ) -> Path:
     """Train `model` in place; continue from the run's checkpoint if there is one.
 
-    The order of the loop and most names are those of nanoGPT's train.py (Karpathy).
+    The order of the loop and most names are those of nanoGPT's train.py (Karpathy). With a process
+    group (see `distributed`), all ranks call this function, and only rank 0 writes. BatchNorm then
+    normalizes each rank's part of a batch by itself on the CPU, and the whole batch (SyncBatchNorm)
+    on GPUs; its running statistics are averaged over the ranks.
 
     Args:
         config: identifies the run, see `checkpoints.describe`; "seed", "model", "epochs" and "lr"
             are added. A folder with another config is refused.
         schedule: settings of the optimizer.
         get_batches: (epoch, first batch) -> the batches of that epoch from there on. They must
-            depend on nothing else, or a resumed run would differ from an uninterrupted one.
+            depend on nothing else but the rank, or a resumed run would differ from an
+            uninterrupted one.
         compute_loss: batch -> loss and further values to log, scalars on the device. The batch is
             as `get_batches` yields it, see `to_device`.
         evaluate: (folder, epoch, counted from 1) -> held-out results to log, and images for
@@ -195,14 +204,18 @@ def fit(
         FloatingPointError: the loss is no longer finite.
         KeyboardInterrupt: training was stopped; a checkpoint has been written.
     """
-    if epochs < 1 or steps_per_epoch < 1:
-        raise ValueError(f"nothing to train: {epochs} epochs of {steps_per_epoch} batches")
+    check_whole(epochs=epochs)
+    if steps_per_epoch < 1:
+        raise ValueError("nothing to train: the training split is empty")
     schedule = schedule if lr is None else replace(schedule, lr=lr)
     config = {"seed": seed, "model": getattr(model, "config", {}), **config}
     config |= {"epochs": epochs, "lr": schedule.lr}
     device = pick_device() if device is None else torch.device(device)
     precision = Precision.choose(device)
     model.to(device, memory_format=torch.channels_last)
+    if device.type == "cuda" and distributed.world_size() > 1:
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place
+    statistics = [b for name, b in model.named_buffers() if name.endswith(BATCH_STATISTICS)]
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=schedule.lr)
     scaler = torch.amp.GradScaler(device.type, enabled=precision.dtype == torch.float16)
@@ -214,6 +227,10 @@ def fit(
     ):
         if opened.state is None:
             initialize()
+        for tensor in model.state_dict().values():
+            distributed.from_rank_0(tensor)
+        if distributed.rank() > 0:  # so that the ranks have different dropout masks
+            torch.manual_seed(seed + distributed.rank())
         ema = None if schedule.ema_decay is None else _copy_of_weights(model)
         kept_state = {} if kept_state is None else kept_state
         state = TrainingState(model, optimizer, scaler, ema, kept_state, device)
@@ -238,6 +255,7 @@ def fit(
                 # backward
                 optimizer.zero_grad(set_to_none=True)
                 scaler.scale(loss).backward()
+                distributed.average([p.grad for p in parameters if p.grad is not None] + statistics)
                 # clip
                 if schedule.grad_clip is not None:
                     scaler.unscale_(optimizer)
@@ -259,16 +277,18 @@ def fit(
                         held_out, images = evaluate(opened.folder, epoch + 1)
                     log.write({"step": step, "epoch": epoch + 1, "held_out": held_out})
                     progress.epoch(held_out, images)
-                    if images is not None:
+                    if images is not None and distributed.rank() == 0:
                         with atomic_write(opened.folder / f"epoch_{epoch + 1:03d}.png") as path:
                             save_image(images, path, nrow=len(images) // 2, format="png")
                 # save
-                stopping = stop_requested()
-                if epoch_ends or stopping or time.monotonic() - saved_at > save_every:
+                stopping = distributed.any_rank(stop_requested())
+                save_due = distributed.any_rank(time.monotonic() - saved_at > save_every)
+                if epoch_ends or stopping or save_due:
                     log.flush(state.step, schedule.lr)
                     state.step = step  # of the last checkpoint
                     opened.save(state.to_save(log_bytes=log.path.stat().st_size))
                     saved_at = time.monotonic()
+                    distributed.barrier()  # torchrun ends all ranks when the first one has stopped
                 if stopping:
                     progress.close()
                     print(
@@ -306,7 +326,9 @@ class TrainingState:
 
     def to_save(self, log_bytes: int) -> dict[str, Any]:
         """The content of a checkpoint."""
-        on_gpu = self.device.type == "cuda"
+        rng, cuda_rng = torch.get_rng_state(), None
+        if self.device.type == "cuda":
+            cuda_rng = distributed.concatenate(torch.cuda.get_rng_state(self.device)[None])
         return {
             "step": self.step,
             "model": self.model.state_dict(),
@@ -314,8 +336,8 @@ class TrainingState:
             "scaler": self.scaler.state_dict(),
             "ema": self.ema,
             "kept_state": self.kept_state,
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state(self.device) if on_gpu else None,
+            "rng": distributed.concatenate(rng[None]),  # (ranks, bytes)
+            "cuda_rng": cuda_rng,
             "log_bytes": log_bytes,
         }
 
@@ -327,12 +349,17 @@ class TrainingState:
         for name, average in (self.ema or {}).items():
             average.copy_(saved["ema"][name])
         self.kept_state.update(saved["kept_state"])
-        torch.set_rng_state(saved["rng"])
+        rng = torch.atleast_2d(saved["rng"])  # (ranks, bytes), and (bytes,) in older files
+        if distributed.rank() < len(rng):  # else the run had fewer ranks so far
+            torch.set_rng_state(rng[distributed.rank()].clone())  # a view would crash it
         if self.device.type == "cuda" and saved["cuda_rng"] is not None:
-            torch.cuda.set_rng_state(saved["cuda_rng"], self.device)
+            cuda_rng = torch.atleast_2d(saved["cuda_rng"])
+            if distributed.rank() < len(cuda_rng):
+                torch.cuda.set_rng_state(cuda_rng[distributed.rank()].clone(), self.device)
         return saved["log_bytes"]
 
 
+BATCH_STATISTICS = ("running_mean", "running_var")  # buffers of BatchNorm
 LOG_EVERY = 20  # steps between two reads of logged values from a GPU; each read synchronizes
 
 
@@ -350,13 +377,15 @@ class _Log:
     def truncate(self, size: int) -> None:
         """Remove the lines after a checkpoint, because their steps will be repeated, and a line
         that is cut short, because the next one would be appended to it."""
-        self.path.touch()
-        os.truncate(self.path, self.path.read_bytes()[:size].rfind(b"\n") + 1)
+        if distributed.rank() == 0:
+            self.path.touch()
+            os.truncate(self.path, self.path.read_bytes()[:size].rfind(b"\n") + 1)
 
     def write(self, line: dict[str, Any]) -> None:
-        with explain_errors(f"{self.path} could not be written", WRITE_ADVICE):
-            with self.path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+        if distributed.rank() == 0:
+            with explain_errors(f"{self.path} could not be written", WRITE_ADVICE):
+                with self.path.open("a") as file:
+                    file.write(json.dumps(line) + "\n")
 
     def add(self, step: int, epoch: int, loss: Tensor, extra: dict[str, Tensor]) -> None:
         values = torch.stack([loss.detach(), *(v.detach() for v in extra.values())]).float()
@@ -368,8 +397,11 @@ class _Log:
         Raises:
             FloatingPointError: a loss is not finite.
         """
-        rows = torch.stack([values for *_, values in self.waiting]).tolist() if self.waiting else []
-        for (step, epoch, names, _), row in zip(self.waiting, rows, strict=True):
+        if not self.waiting:
+            return
+        rows = torch.stack([values for *_, values in self.waiting])
+        distributed.average([rows])
+        for (step, epoch, names, _), row in zip(self.waiting, rows.tolist(), strict=True):
             if not math.isfinite(row[0]):
                 raise FloatingPointError(
                     f"the loss is {row[0]} at step {step}; nothing after step {saved_step} is "
@@ -485,6 +517,13 @@ WORKBOOK = Recipe(
 RECIPES = {recipe.name: recipe for recipe in (REPORT, WORKBOOK)}  # `beyond` adds to them
 
 
+def _check_validation(val: Tensor, data: ImageDataset | EncodedDataset) -> None:
+    """Each process evaluates a part of the validation split, but only after a whole epoch."""
+    if len(val) < (needed := distributed.world_size()):
+        found = f"{len(val)} images in the validation split, expected at least {needed}"
+        raise DataError(f"{found}: use a larger data set ({data})")
+
+
 def train_vqvae(
     data: ImageDataset,
     recipe: Recipe = WORKBOOK,
@@ -522,14 +561,16 @@ def train_vqvae(
         The model in eval() mode, on the CPU. It is also saved in the folder, as vqvae.safetensors.
 
     Raises:
-        DataError: the folder contains another run, or the validation split is empty.
+        DataError: the folder contains another run, or the validation split has fewer images than
+            there are processes.
         FloatingPointError: the loss is no longer finite.
         KeyboardInterrupt: training was stopped; a checkpoint has been written.
     """
     epochs = recipe.vqvae_epochs if epochs is None else epochs
-    split, pixels = recipe.split(data), data.pixels(size, recipe.resize_mode)
-    if not len(split.val):
-        raise DataError(f"{data} has no images in the validation split: use a larger data set")
+    split = recipe.split(data)
+    with distributed.rank_0_first():
+        pixels = data.pixels(size, recipe.resize_mode)
+    _check_validation(split.val, data)
     preview_images, _ = next(batches(pixels, split.val[:8], batch_size=8, shuffle=False))
     torch.manual_seed(seed)
     vqvae = recipe.vqvae()
@@ -540,7 +581,9 @@ def train_vqvae(
             vqvae.initialize_from_data(to_device(next(initial)[0], vqvae))
 
     # The remaining arguments are the epoch and the first batch.
-    get_batches = partial(batches, pixels, split.train, recipe.batch_size, recipe.augment, seed)
+    get_batches = partial(
+        batches, pixels, split.train, recipe.batch_size, recipe.augment, seed, sharded=True
+    )
 
     def compute_loss(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         out = vqvae(to_device(batch[0], vqvae))
@@ -548,7 +591,8 @@ def train_vqvae(
         return out.loss, {name: getattr(out, name) for name in logged}
 
     def evaluate(folder: Path, epoch: int) -> tuple[dict[str, float], Tensor]:
-        metrics = evaluate_vqvae(vqvae, pixels, split.val)
+        measure = partial(evaluate_vqvae, vqvae, pixels)
+        metrics = ReconstructionMetrics.join(distributed.map_parts(measure, split.val))
         with eval_mode(vqvae) as device:
             reconstructions = vqvae(preview_images.to(device)).reconstruction.cpu()
         return metrics.summary(), torch.cat([preview_images, reconstructions])
@@ -613,14 +657,14 @@ def train_prior(
         During training this file holds the best weights so far, and its notes say so.
 
     Raises:
-        DataError: the folder contains another run, or the validation split is empty.
+        DataError: the folder contains another run, or the validation split has fewer images than
+            there are processes.
         FloatingPointError: the loss is no longer finite.
         KeyboardInterrupt: training was stopped; a checkpoint has been written.
     """
     epochs = recipe.prior_epochs if epochs is None else epochs
     train, val = encoded.split.train, encoded.split.val
-    if not len(val):
-        raise DataError(f"{encoded} has no images in the validation split: encode more images")
+    _check_validation(val, encoded)
     torch.manual_seed(seed)
     predicts_vectors = recipe.prior is PixelRCNN
     # The training grids in all orientations, int64 (orientations, n, h, w, slots).
@@ -644,7 +688,8 @@ def train_prior(
     def get_batches(epoch: int, start: int) -> Iterator[Tensor]:
         generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
         order = torch.randperm(len(train), generator=generator)
-        return iter(order.split(recipe.batch_size)[start:])  # positions in `train`
+        for positions in order.split(recipe.batch_size)[start:]:  # in `train`
+            yield distributed.shard(positions, recipe.batch_size)
 
     def mse_loss(positions: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         vectors = to_device(encoded.vectors(train[positions]), prior)
@@ -683,7 +728,10 @@ def train_prior(
             save_model(prior, path, **now, val_mse=mse)
             return {"mse": mse, "mse_over_variance": mse / float(variance)}, None
         measure = prior.bits_bound if hasattr(prior, "bits_bound") else partial(code_bits, prior)
-        bits = float(measure(encoded.codes[val], encoded.labels[val]).mean())
+        bits_of_parts = distributed.map_parts(
+            lambda part: measure(encoded.codes[part], encoded.labels[part]), val
+        )
+        bits = float(torch.cat(bits_of_parts).mean())
         if bits < kept_state["best"]:
             kept_state["best"] = bits
             save_model(prior, path, **now, val_bits=bits)
