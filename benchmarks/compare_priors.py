@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from vqlib import CLASSES, load_model, load_pretrained, open_dataset, sample
 from vqlib.beyond.masked_transformer import MaskedTransformer
-from vqlib.checkpoints import PRETRAINED
+from vqlib.checkpoints import PRETRAINED, model_notes
 from vqlib.codes import encode_dataset
 from vqlib.evaluation.features import EfficientNetLite0
 from vqlib.evaluation.generation import decode_codes
@@ -152,6 +152,7 @@ def main() -> None:
             bits = code_bits(prior, codes, labels).double().flatten(1).mean(1)
         row = {
             "weights": sum(p.numel() for p in prior.parameters()),
+            "epochs": model_notes(Path(file))["epochs"],
             "bits_per_code": float(bits.mean()),
             "bits_standard_error": float(bits.std() / len(bits) ** 0.5),
             "bits_are": "an upper bound" if masked else "exact",

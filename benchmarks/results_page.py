@@ -620,11 +620,12 @@ def three_priors() -> str:
         return [with_error(*by_extractor[e], 1) for e in ("classifier", "EfficientNet-Lite0")]
 
     body = table(
-        "| Prior | parameters, M | bits per code | passes | s per grid | seam |",
+        "| Prior | parameters, M | epochs | bits per code | passes | s per grid | seam |",
         (
             (
                 name,
                 f"{row['weights'] / 1e6:.2f}",
+                row["epochs"],
                 ("" if row["bits_are"] == "exact" else "at most ")
                 + with_error(row["bits_per_code"], row["bits_standard_error"], 3),
                 row["evaluations"],
@@ -650,7 +651,7 @@ def three_priors() -> str:
 ## Three priors on the same codes
 
 A causal transformer, a masked transformer with parallel decoding and a PixelCNN were trained on the
-same codes for 45 CPU minutes each, with one seed. The shipped PixelCNN was trained for longer.
+same codes for 45 CPU minutes each, with one seed. The shipped PixelCNN had fewer epochs.
 Measures, number of samples and seed were fixed in `benchmarks/compare_priors.py` before the first
 training. Validation split, n = {found["n"]}:
 

@@ -3,5 +3,6 @@
 from .causal_transformer import CausalTransformer
 from .deep import DEEP
 from .masked_transformer import MaskedTransformer
+from .realistic import RealisticDecoder
 
-__all__ = ["DEEP", "CausalTransformer", "MaskedTransformer"]
+__all__ = ["DEEP", "CausalTransformer", "MaskedTransformer", "RealisticDecoder"]
