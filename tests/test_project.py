@@ -70,7 +70,14 @@ def project_files() -> tuple[str, ...]:
         listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
         names = listed.stdout.split("\0")
     else:
-        made = {".venv", "build", "__pycache__", ".ruff_cache", ".ipynb_checkpoints"}
+        made = {
+            ".venv",
+            "build",
+            "my_notebooks",
+            "__pycache__",
+            ".ruff_cache",
+            ".ipynb_checkpoints",
+        }
         paths = (path.relative_to(ROOT) for path in ROOT.rglob("*"))
         names = [
             p.as_posix() for p in paths if not made & set(p.parts) and "egg-info" not in str(p)
@@ -231,6 +238,22 @@ def test_set_repo_rewrites_everything_and_can_be_undone(tmp_path):
     assert {name: (tmp_path / name).read_text("utf-8") for name in files} == before
 
 
+def test_the_readers_copies_have_no_outputs_and_are_never_overwritten(tmp_path):
+    lab = load_script(".ci/lab.py")
+    assert set(lab.copy_notebooks(ROOT / "notebooks", tmp_path).values()) == {"copied"}
+    first, second, *_ = (tmp_path / path.name for path in NOTEBOOKS)
+    cells = code_cells(json.loads(first.read_text("utf-8")))
+    assert not any(cell["outputs"] or cell["execution_count"] for cell in cells)
+    first.write_text(first.read_text("utf-8").replace("...", "my answer"), "utf-8")
+    second.write_text("a copy of another version", "utf-8")
+    before = first.read_bytes(), second.read_bytes()
+    found = lab.copy_notebooks(ROOT / "notebooks", tmp_path)
+    assert found[first.name] == "yours" and "older version" in found[second.name]
+    assert (first.read_bytes(), second.read_bytes()) == before
+    ignored = subprocess.run(["git", "check-ignore", "-q", "my_notebooks/x"], cwd=ROOT)
+    assert ignored.returncode == 0 or not (ROOT / ".git").exists()
+
+
 def test_environment_yml_agrees_with_pyproject():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text("utf-8"))
     assert environment["name"] == PYPROJECT["project"]["name"]
@@ -239,7 +262,7 @@ def test_environment_yml_agrees_with_pyproject():
     floor = SpecifierSet(PYPROJECT["project"]["requires-python"])
     assert SpecifierSet(python.removeprefix("python")) == floor
     assert pip == "pip"
-    extras = ",".join(PYPROJECT["project"]["optional-dependencies"])
+    extras = ",".join(e for e in PYPROJECT["project"]["optional-dependencies"] if e != "browser")
     assert installed == {"pip": [f"-e .[{extras}]"]}
     assert f'-e ".[{extras}]"' in (ROOT / "Makefile").read_text("utf-8")
     ci = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text("utf-8"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import inspect
 import io
+import math
 from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
+from matplotlib.colors import LogNorm, hsv_to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
@@ -42,6 +43,7 @@ def use_style() -> None:
             "figure.figsize": (WIDTH, 3.2),
             "figure.constrained_layout.use": True,
             "axes.grid": True,
+            "axes.formatter.useoffset": False,  # whole numbers on the axes
             "grid.alpha": 0.3,
             "axes.spines.top": False,
             "axes.spines.right": False,
@@ -203,14 +205,25 @@ def bits_per_position(bits: Tensor, title: str = "", low: float | None = None) -
     return figure
 
 
+def plane_colors(vectors: Tensor, span: float) -> Tensor:
+    """Light colors of vectors in the plane, float (N, 2) to (N, 3): the hue is the direction, and
+    the saturation grows with the distance from the center, up to `span`."""
+    x, y = vectors.detach().T
+    hue = torch.atan2(y, x) / math.tau % 1
+    saturation = 0.75 * (vectors.detach().norm(dim=1) / span).clamp(0, 1)
+    hsv = torch.stack([hue, saturation, torch.full_like(hue, 0.95)], 1)
+    return torch.from_numpy(hsv_to_rgb(hsv.numpy()))
+
+
 def voronoi_regions(
     axis: Axes, points: Tensor, codebook: Tensor, title: str, span: float = 3.0
 ) -> None:
-    """2-D vectors, codebook vectors, and the Voronoi region of each codebook vector.
+    """2-D vectors, codebook vectors, and the Voronoi region of each codebook vector, in the color
+    of its place in the plane.
 
     Args:
         points: float (N, 2).
-        codebook: float (K, 2); there are different colors for up to 12 regions.
+        codebook: float (K, 2).
         title: of the axis.
         span: the axes show -span to span.
     """
@@ -218,7 +231,7 @@ def voronoi_regions(
     mesh = torch.cartesian_prod(line, line)  # x changes slowest
     regions = nearest_codes(mesh[None], codebook.detach()[None]).view(200, 200).T
     extent = (-span, span, -span, span)
-    axis.imshow(regions, origin="lower", extent=extent, cmap="Set3", alpha=0.7, vmin=0, vmax=11)
+    axis.imshow(plane_colors(codebook, span)[regions], origin="lower", extent=extent)
     axis.plot(*points.T, ".", ms=2, color="0.35")
     outline = [withStroke(linewidth=3, foreground="white")]  # readable on top of the points
     for code, (x, y) in enumerate(codebook.tolist()):
@@ -226,6 +239,11 @@ def voronoi_regions(
         text.set_path_effects(outline)
     axis.set(title=title, xlim=(-span, span), ylim=(-span, span), aspect="equal")
     axis.grid(False)
+
+
+def mean_colors(images: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Mean color of each position: images, float (n, 3, H, W), to float (n, h, w, 3)."""
+    return F.adaptive_avg_pool2d(images.detach().cpu(), grid).permute(0, 2, 3, 1)
 
 
 def code_colors(codes: Tensor, images: Tensor, num_embeddings: int = 512) -> Tensor:
@@ -239,7 +257,7 @@ def code_colors(codes: Tensor, images: Tensor, num_embeddings: int = 512) -> Ten
         float (slots, num_embeddings, 3) in [0, 1]; gray for codes that do not occur.
     """
     h, w, slots = codes.shape[1:]
-    means = F.adaptive_avg_pool2d(images.detach().cpu(), (h, w)).permute(0, 2, 3, 1).flatten(0, 2)
+    means = mean_colors(images, (h, w)).flatten(0, 2)
     sums = torch.zeros(slots, num_embeddings, 3)
     counts = torch.zeros(slots, num_embeddings, 1)
     for slot in range(slots):

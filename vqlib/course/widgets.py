@@ -1,89 +1,527 @@
-"""Interactive widgets for the notebooks.
+"""Interactive figures of the notebooks: controls, and a picture that is drawn again when one of
+them changes.
 
-Each widget repeats a static figure of the notebook, so none is needed to follow the text. They work
-with ipywidgets 7.7 (Colab) and later.
+Each stands beside a static figure of the notebook, so none is needed to follow the text. All are
+built from `Explorer` and work with ipywidgets 7.7 (Colab) and later, with the mouse or the keyboard
+(Tab, arrow keys, space). A code is colored by what it decodes to.
 """
 
 from __future__ import annotations
 
+import base64
+import copy
+import functools
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from typing import Any
 
 import ipywidgets
-from torch import Tensor
-from torchvision.utils import make_grid, save_image
+import numpy as np
+import torch
+import traitlets
+from matplotlib.colors import to_hex, to_rgb
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.transforms.functional import InterpolationMode, rotate
 
+from ..data import to_float
 from ..lesions import CLASSES
-from ..pixelcnn import PixelCNN
+from ..metrics import psnr
+from ..pixelcnn import MaskedConv2d, PixelCNN
+from ..quantizer import VectorQuantizer, nearest_codes
 from ..sampling import sample
 from ..vqvae import VQVAE, eval_mode
+from .diagrams.prior import LATER, NOT_SEEN, OUTPUT, SEEN
+from .plots import mean_colors, plane_colors
+from .training_curves import to_image_array
+
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
-def to_png(image: Tensor) -> bytes:
-    """PNG file of an image, float (3, H, W) in [0, 1]."""
-    file = io.BytesIO()
-    save_image(image, file, format="png")
-    return file.getvalue()
+class Explorer:
+    """Controls above a picture that is drawn again when one of them changes.
 
-
-def code_browser(decode_code: Callable[[int, Tensor], Tensor], counts: Tensor) -> ipywidgets.VBox:
-    """Choose a slot and a code, and see what the code decodes to.
+    Without a running kernel, as on a web page, only the text is shown.
 
     Args:
-        decode_code: (slot, codes int64 (n,)) -> images, float (n, 3, H, W) in [0, 1].
-        counts: int64 (slots, K), how often each code is used; the slider goes by rank.
+        text: what the controls change, for readers without a kernel.
+        draw: values of the controls, by name -> HTML, see `side_by_side`.
+        controls: widgets with a `value`.
     """
-    slots, num_embeddings = counts.shape
-    ranked = counts.argsort(1, descending=True)
+
+    def __init__(self, text: str, draw: Callable[..., str], **controls: ipywidgets.Widget) -> None:
+        self.text, self.draw, self.controls = text, draw, controls
+        self.picture = ipywidgets.HTML()
+        wrapped = ipywidgets.Layout(flex_flow="row wrap", align_items="center")
+        panel = ipywidgets.Box(list(controls.values()), layout=wrapped)
+        # This line is also shown when a saved notebook is opened again, without its kernel.
+        help_line = "Keyboard: Tab, arrow keys, space. After opening the notebook: run this cell."
+        note = ipywidgets.HTML(f"<small>{help_line}</small>")
+        self.box = ipywidgets.VBox([panel, self.picture, note])
+        self.drawn: dict[str, Any] = {}
+        for control in controls.values():
+            control.observe(self.update, names="value")
+        self.update()
+
+    def update(self, *_: object) -> None:
+        values = {name: control.value for name, control in self.controls.items()}
+        if values != self.drawn:
+            self.drawn = values
+            self.picture.value = self.draw(**values)
+
+    def __repr__(self) -> str:
+        return f"Interactive figure (in a running notebook): {self.text}"
+
+    def _repr_mimebundle_(self, **_: object) -> dict[str, Any]:
+        view = {"version_major": 2, "version_minor": 0, "model_id": self.box.model_id}
+        return {"text/plain": repr(self), WIDGET: view}
+
+
+def slider(name: str, low: float, high: float, value: float, step: float = 1, **options: Any):
+    """A slider; for floats if `step` is one."""
+    kind = ipywidgets.FloatSlider if isinstance(step, float) else ipywidgets.IntSlider
+    options |= {"style": {"description_width": "initial"}, "layout": {"width": "300px"}}
+    return kind(value=value, min=low, max=high, step=step, description=name, **options)
+
+
+# A slider that draws only when it is released, for pictures that take long.
+slow_slider = functools.partial(slider, continuous_update=False)
+
+
+def choice(name: str, options: Sequence[Any]) -> ipywidgets.ToggleButtons:
+    """Buttons for values, or for (name, value); the first one is chosen. JupyterLab takes away the
+    arrow keys from a menu, so that it can't be used with the keyboard."""
+    style = {"description_width": "initial", "button_width": "auto"}
+    return ipywidgets.ToggleButtons(options=options, description=name, style=style)
+
+
+# --- pictures -------------------------------------------------------------------------------------
+
+
+def data_url(image: Tensor) -> str:
+    """A PNG file as a URL, of an image (3, H, W), float in [0, 1] or uint8."""
+    array = to_image_array(image)
+    if array.dtype != np.uint8:
+        array = (255 * array).round().astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, "PNG", compress_level=1)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def picture(title: str, image: Tensor, side: int = 192) -> str:
+    """HTML of an image, (3, H, W), with its title below. Few pixels are enlarged as squares."""
+    pixels = "image-rendering:pixelated;" if image.shape[-1] < side else ""
+    tag = f'<img alt="{escape(title)}" src="{data_url(image)}" '
+    return framed(title, tag + f'style="width:{side}px;{pixels}margin:0">', side)
+
+
+def svg(title: str, size: float, shapes: Sequence[str], background: Tensor | None = None) -> str:
+    """HTML of a drawing of `size` x `size` units, over an image (3, H, W), with its title below."""
+    image = ""
+    if background is not None:
+        image = f'<image href="{data_url(background)}" width="{size}" height="{size}"/>'
+    tag = f'<svg role="img" aria-label="{escape(title)}" viewBox="0 0 {size} {size}" '
+    light = f'<rect width="{size}" height="{size}" fill="#f4f4f4"/>'  # in a dark theme, too
+    return framed(title, tag + f'width="288">{light}{image}{"".join(shapes)}</svg>', 288)
+
+
+def framed(title: str, content: str, width: int) -> str:
+    style = f"margin:4px 8px 4px 0;width:{width}px;line-height:1.3"
+    return f'<figure style="{style}">{content}<figcaption>{escape(title)}</figcaption></figure>'
+
+
+def side_by_side(*pictures: str, caption: str = "") -> str:
+    """HTML of pictures side by side, with a line of text below; narrow windows wrap them."""
+    return (
+        f'<div style="display:flex;flex-wrap:wrap">{"".join(pictures)}</div>'
+        f'<div style="line-height:1.4">{escape(caption)}</div>'
+    )
+
+
+def dot(x: float, y: float, radius: float, color: str) -> str:
+    outline = 'stroke="#444" stroke-width="0.3"'
+    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}" fill="{color}" {outline}/>'
+
+
+# --- 01: augmentation -----------------------------------------------------------------------------
+
+
+def augmentation_explorer(image: Tensor) -> Explorer:
+    """Rotate and mirror an image, and undo both.
+
+    Args:
+        image: uint8 (3, S, S).
+    """
+    modes = {"nearest pixel": InterpolationMode.NEAREST, "bilinear": InterpolationMode.BILINEAR}
+    middle = (..., *2 * (slice(image.shape[-1] // 4, -image.shape[-1] // 4),))  # without corners
+
+    def draw(angle: int, interpolation: str, mirror: bool) -> str:
+        mode = modes[interpolation]
+        turned = rotate(image, angle, mode)
+        turned = turned.flip(-1) if mirror else turned
+        undone = rotate(turned.flip(-1) if mirror else turned, -angle, mode)
+        before, after = to_float(image), to_float(undone)
+        quality = float(psnr(after[middle][None], before[middle][None]))  # inf if equal
+        empty = (rotate(torch.ones_like(image), angle, mode) == 0).all(0).float().mean()
+        undoing = f"PSNR {quality:.1f} dB" if quality < torch.inf else "identical"
+        return side_by_side(
+            picture("image", image),
+            picture("augmented", turned),
+            picture("undone", undone),
+            picture("8 x |undone - image|", (8 * (after - before).abs()).clamp(0, 1)),
+            caption=f"empty corners: {empty:.0%} of the pixels; middle after undoing: {undoing}",
+        )
+
+    return Explorer(
+        "rotate a lesion by any angle, mirror it, and see what undoing it loses",
+        draw,
+        angle=slider("angle, degrees", -180, 180, 30, 15),
+        interpolation=choice("interpolation", list(modes)),
+        mirror=ipywidgets.Checkbox(description="mirror", indent=False),
+    )
+
+
+# --- 02: the quantizer in the plane ---------------------------------------------------------------
+
+
+def plane_explorer(points: Tensor, quantizer: VectorQuantizer, steps: int = 200) -> Explorer:
+    """Train the codebook of a quantizer in the plane, step by step.
+
+    Args:
+        points: float (N, 2), the sub-vectors, which do not change.
+        quantizer: before the first step; a copy is trained.
+        steps: largest number of steps.
+    """
+    span, cells = 4.2, 200
+    line = torch.linspace(-span, span, cells)
+    start = copy.deepcopy(quantizer)
+    mesh = torch.stack([line.repeat(cells), line.flip(0).repeat_interleave(cells)], 1)
+
+    @functools.cache
+    def codebooks(decay: float, restarts: bool) -> list[Tensor]:
+        """The codebook after 0, 1, 2, ... steps."""
+        trained = copy.deepcopy(start).train()
+        trained.ema_decay, trained.restart_after = decay, 10 if restarts else None
+        books = [trained.codebook[0].clone()]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            for _ in range(steps):
+                trained(points.T[None, :, None])
+                books.append(trained.codebook[0].clone())
+        return books
+
+    def draw(step: int, decay: float, restarts: bool) -> str:
+        book = codebooks(decay, restarts)[step]
+        regions = nearest_codes(mesh[None], book[None])[0]
+        background = plane_colors(book, span)[regions].T.reshape(3, cells, cells)
+        codes = nearest_codes(points[None], book[None])[0]
+        to_svg = torch.tensor([0.5, -0.5]) * cells / span
+        shapes = [dot(x, y, 1, "#333") for x, y in (points * to_svg + cells / 2).tolist()]
+        for code, (x, y) in enumerate((book * to_svg + cells / 2).tolist()):
+            shapes.append(dot(x, y, 5.5, "white" if (codes == code).any() else "#aaa"))
+            text = f'font-size="8" text-anchor="middle">{code}</text>'
+            shapes.append(f'<text x="{x:.1f}" y="{y + 3:.1f}" {text}')
+        used, error = len(codes.unique()), (points - book[codes]).square().mean()
+        title = f"step {step}: {used} of {len(book)} codes used, mean squared error {error:.3f}"
+        return side_by_side(svg(title, cells, shapes, background))
+
+    return Explorer(
+        "the codebook after any number of training steps, with and without restarts",
+        draw,
+        step=slider("training steps", 0, steps, 50),
+        decay=choice("EMA decay", [0.9, 0.5, 0.99]),
+        restarts=ipywidgets.Checkbox(description="restarts", indent=False),
+    )
+
+
+# --- 03: codebook and codes -----------------------------------------------------------------------
+
+
+def codebook_explorer(
+    tiles: Sequence[tuple[Tensor, Tensor, int]], codebook: Tensor, counts: Tensor
+) -> Explorer:
+    """Choose a code, and see what it decodes to, where its vector lies, and which codes are near.
+
+    Args:
+        tiles: for each slot what its codes decode to, float (K, 3, h, w), the same with more
+            contrast, and the factor of the contrast.
+        codebook: float (slots, K, D).
+        counts: int64 (slots, K), how often each code is used.
+    """
+    codebook = codebook.detach()
     frequency = counts / counts.sum(1, keepdim=True)
-    slot = ipywidgets.ToggleButtons(options=list(range(slots)), description="slot")
-    rank = ipywidgets.IntSlider(value=1, min=1, max=num_embeddings, description="rank")
-    image_widget = ipywidgets.Image(format="png", width=192, height=192)
-    caption = ipywidgets.Label()
 
-    def update(*_: object) -> None:
-        code = ranked[slot.value, rank.value - 1]
-        image_widget.value = to_png(decode_code(slot.value, code[None])[0])
-        percent = 100 * float(frequency[slot.value, code])
-        share = f"used at {percent:.2f} % of the positions"
-        caption.value = f"code {int(code)} of slot {slot.value}: {share}"
+    @functools.cache
+    def of_slot(slot: int) -> tuple[Tensor, list[str], dict[str, Tensor]]:
+        """Places of the vectors in a map of 100 x 100, their dots, and orders of the codes."""
+        centered = codebook[slot] - codebook[slot].mean(0)
+        projected = centered @ torch.linalg.svd(centered, full_matrices=False)[2][:2].T
+        low, high = projected.amin(0), projected.amax(0)
+        places = 4 + 92 * (projected - low) / (high - low)
+        colors = map(to_hex, tiles[slot][1].mean((2, 3)).tolist())
+        dots = [dot(x, y, 1.2, color) for (x, y), color in zip(places.tolist(), colors)]
+        orders = {
+            "along axis 1": projected[:, 0].argsort(),
+            "by frequency": counts[slot].argsort(descending=True),
+        }
+        return places, dots, orders
 
-    for control in (slot, rank):
-        control.observe(update, names="value")
-    update()
-    return ipywidgets.VBox([slot, rank, image_widget, caption])
+    def draw(slot: int, order: str, rank: int) -> str:
+        places, dots, orders = of_slot(slot)
+        code = int(orders[order][rank - 1])
+        plain, strong, factor = tiles[slot]
+        distances = (codebook[slot] - codebook[slot, code]).norm(dim=1)
+        nearest = distances.argsort()[1:5]
+        x, y = places[code].tolist()
+        ring = f'<circle cx="{x}" cy="{y}" r="3" fill="none" stroke="#0057e7" stroke-width="1"/>'
+        near = [strong[i] for i in nearest]
+        pair = torch.cat([torch.cat(near[:2], 2), torch.cat(near[2:], 2)], 1)
+        return side_by_side(
+            svg(f"all codes of slot {slot} on the principal axes 1 and 2", 100, [*dots, ring]),
+            picture("as decoded", plain[code]),
+            picture(f"contrast x{factor}", strong[code]),
+            picture(f"the four nearest codes, contrast x{factor}", pair),
+            caption=f"code {code}, used at {frequency[slot, code]:.2%} of the positions",
+        )
+
+    slots, num_embeddings = counts.shape
+    return Explorer(
+        "what each code decodes to, and its neighbors in the codebook",
+        draw,
+        slot=choice("slot", list(range(slots))),
+        order=choice("order", ["along axis 1", "by frequency"]),
+        rank=slider("rank", 1, num_embeddings, 1),
+    )
 
 
-def sampling_panel(
-    vqvae: VQVAE, prior: PixelCNN, grid: tuple[int, int] = (8, 8)
-) -> ipywidgets.VBox:
-    """Panel that generates four images of a chosen class at a chosen temperature.
+def latent_editor(models: Mapping[str, VQVAE], codes: Mapping[str, Tensor]) -> Explorer:
+    """Replace one code of an image, and see which pixels change.
+
+    Args:
+        models: name -> model.
+        codes: name -> int64 (n, h, w, slots), the codes of some images by each model.
+    """
+    count, h, w, slots = next(iter(codes.values())).shape
+
+    @functools.cache
+    def order(name: str, slot: int) -> Tensor:
+        """All codes of a slot, sorted along the first principal axis of their vectors."""
+        vectors = models[name].quantizer.codebook[slot].detach()
+        centered = vectors - vectors.mean(0)
+        return (centered @ torch.linalg.svd(centered, full_matrices=False)[2][0]).argsort()
+
+    def draw(model: str, image: int, y: int, x: int, slot: int, code: int) -> str:
+        before = codes[model][image - 1]
+        after = before.clone()
+        ordered = order(model, slot)
+        new = ordered[round((len(ordered) - 1) * code / 100)]
+        after[y, x, slot] = new
+        decoded = models[model].decode(torch.stack([before, after]))
+        change = (decoded[1] - decoded[0]).abs()
+        size = decoded.shape[-1] // w
+        inside = torch.zeros_like(change[0], dtype=torch.bool)
+        inside[y * size : (y + 1) * size, x * size : (x + 1) * size] = True
+        share = change[:, ~inside].sum() / change.sum().clamp_min(1e-9)
+        return side_by_side(
+            picture("all codes as encoded", framed_tile(decoded[0], y, x, size)),
+            picture("one code replaced", decoded[1]),
+            picture("8 x |change|", (8 * change).clamp(0, 1)),
+            caption=f"slot {slot} at row {y}, column {x}: code "
+            f"{int(before[y, x, slot])} becomes {int(new)}. "
+            f"{share:.0%} of the change lies outside the tile.",
+        )
+
+    return Explorer(
+        "replace one code of an image by any other, and see which pixels change",
+        draw,
+        model=choice("model", list(models)),
+        image=slider("image", 1, count, 1),
+        y=slider("row", 0, h - 1, h // 2),
+        x=slider("column", 0, w - 1, w // 2),
+        slot=choice("slot", list(range(slots))),
+        code=slider("code, % along axis 1", 0, 100, 0),
+    )
+
+
+def framed_tile(image: Tensor, row: int, column: int, size: int) -> Tensor:
+    """An image, float (3, H, W), with a white frame around one tile."""
+    image = image.detach().clone()
+    top, left = row * size, column * size
+    tile = image[:, top : top + size, left : left + size]
+    inner = tile[:, 2:-2, 2:-2].clone()
+    tile.fill_(1.0)
+    tile[:, 2:-2, 2:-2] = inner
+    return image
+
+
+# --- 04: receptive fields -------------------------------------------------------------------------
+
+
+def receptive_field_explorer(side: int = 8) -> Explorer:
+    """Which positions a prediction depends on, for one plain stack or two stacks of any depth.
+
+    Args:
+        side: height and width of the grid.
+    """
+    names = ("later", "earlier, seen", "earlier, not seen", "predicted", "seen, not allowed")
+    colors = torch.tensor([to_rgb(c) for c in (LATER, SEEN, NOT_SEEN, OUTPUT, "#c51b8a")])
+    position = torch.arange(side * side).view(side, side)
+    stacks = [("plain stack, first mask A", "A"), ("first mask B", "B"), ("two stacks", "two")]
+
+    @functools.cache
+    def model(stack: str, kernel: int, layers: int) -> Callable[[Tensor], Tensor]:
+        """Maps float (1, 8, h, w) to (1, h, w, C)."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            if stack == "two":
+                prior = PixelCNN(8, 1, conv_filters=8, embedding_dim=8, blocks=layers).eval()
+                return lambda x: prior.forward_embedded(x)[..., 0, :]
+            further = [MaskedConv2d("B", 8, 8, 3) for _ in range(layers)]
+            net = nn.Sequential(MaskedConv2d(stack, 8, 8, kernel), *further)
+            return lambda x: net(x).permute(0, 2, 3, 1)
+
+    def field(title: str, net: Callable[[Tensor], Tensor], output: int) -> str:
+        x = torch.ones(1, 8, side, side, requires_grad=True)
+        (gradient,) = torch.autograd.grad(net(x).flatten(0, 2)[output].sum(), x)
+        seen, earlier = gradient[0].ne(0).any(0), position < output
+        category = torch.where(earlier, torch.where(seen, 1, 2), torch.where(seen, 4, 0))
+        if not seen.flatten()[output]:
+            category[position == output] = 3
+        cells = colors[category].permute(2, 0, 1)
+        cells = cells.repeat_interleave(32, 1).repeat_interleave(32, 2)
+        cells[:, ::32] = cells[:, :, ::32] = 1.0
+        missed = int((earlier & ~seen).sum())
+        return picture(f"{title}: {missed} of {output} earlier positions not seen", cells, 256)
+
+    def draw(stack: str, kernel: int, layers: int, y: int, x: int) -> str:
+        output = y * side + x
+        pictures = [field("with all layers", model(stack, kernel, layers), output)]
+        if stack != "two":
+            pictures.insert(0, field("first layer", model(stack, kernel, 0), output))
+        squares = [
+            f'<span style="color:{to_hex(color)}">&#9632;</span> {name} &nbsp;'
+            for color, name in zip(colors.tolist(), names)
+        ]
+        return side_by_side(*pictures) + "".join(squares)
+
+    return Explorer(
+        "what a prediction depends on, for any mask, kernel size, depth and position",
+        draw,
+        stack=choice("", stacks),
+        kernel=choice("first kernel (plain stack)", [7, 5, 3]),
+        layers=slider("further layers", 1, 10, 2),
+        y=slider("row", 0, side - 1, 5),
+        x=slider("column", 0, side - 1, 1),
+    )
+
+
+# --- 05: samples and completions ------------------------------------------------------------------
+
+
+def decoded(vqvae: VQVAE, codes: Tensor) -> Tensor:
+    with eval_mode(vqvae) as device:
+        return vqvae.decode(codes.to(device)).cpu()
+
+
+def sampling_panel(vqvae: VQVAE, prior: PixelCNN, grid: tuple[int, int] = (8, 8)) -> Explorer:
+    """Four samples of a class, at a temperature and with guidance.
 
     Args:
         vqvae: decodes the samples.
         prior: generates the samples, on its own device.
         grid: (h, w) of the codes.
     """
-    # Not None for "no class", because a dropdown does not show an option of value None.
+
+    def draw(label: int, temperature: float, guidance: float, seed: int) -> str:
+        y = None if label == prior.num_classes else label
+        w = 0.0 if y is None else guidance
+        generator = torch.Generator().manual_seed(seed)
+        codes = sample(prior, 4, y, temperature, guidance=w, grid=grid, generator=generator)
+        name = "no class: guidance has no effect" if y is None else CLASSES[y]
+        pictures = [picture(f"sample {i}", x) for i, x in enumerate(decoded(vqvae, codes), 1)]
+        caption = f"{name}, T = {temperature:g}, w = {w:g}, seed {seed}"
+        return side_by_side(*pictures, caption=caption)
+
+    # Not None for "no class", because None would be "nothing is chosen".
     choices = [("no class", prior.num_classes), *((name, i) for i, name in enumerate(CLASSES))]
-    label = ipywidgets.Dropdown(options=choices, description="class")
-    temperature = ipywidgets.FloatSlider(
-        value=1.0, min=0.4, max=1.6, step=0.1, description="temperature"
+    return Explorer(
+        "four samples of any class, temperature, guidance and seed",
+        draw,
+        label=choice("class", choices),
+        temperature=slow_slider("temperature T", 0.4, 1.6, 1.0, 0.1),
+        guidance=slow_slider("guidance w", 0.0, 3.0, 0.0, 0.5),
+        seed=slow_slider("seed", 0, 99, 0),
     )
-    button = ipywidgets.Button(description="sample four")
-    image_widget = ipywidgets.Image(format="png")
-    image_widget.layout.display = "none"  # an empty one would show as a broken image
 
-    def on_click(_: ipywidgets.Button) -> None:
-        button.disabled, button.description = True, "sampling ..."
-        try:
-            codes = sample(prior, 4, label.value, temperature=temperature.value, grid=grid)
-            with eval_mode(vqvae) as device:
-                images = vqvae.decode(codes.to(device)).cpu()
-            image_widget.value = to_png(make_grid(images, nrow=4, pad_value=1.0))
-            image_widget.layout.display = ""
-        finally:
-            button.disabled, button.description = False, "sample four"
 
-    button.on_click(on_click)
-    return ipywidgets.VBox([ipywidgets.HBox([label, temperature, button]), image_widget])
+class Mask(ipywidgets.VBox):
+    """A grid of buttons; each switches one position between kept and missing."""
+
+    value = traitlets.Tuple()  # of bool, row by row
+
+    def __init__(self, h: int, w: int) -> None:
+        square = ipywidgets.Layout(width="30px", height="30px", margin="1px", padding="0")
+        self.buttons = [ipywidgets.Button(layout=square) for _ in range(h * w)]
+        for i, button in enumerate(self.buttons):
+            button.tooltip = f"row {i // w}, column {i % w}"
+            button.on_click(functools.partial(self.switch, i))
+        rows = [ipywidgets.HBox(self.buttons[r * w : (r + 1) * w]) for r in range(h)]
+        super().__init__(rows)
+
+    def switch(self, i: int, _: object) -> None:
+        self.value = (*self.value[:i], not self.value[i], *self.value[i + 1 :])
+
+    def paint(self, colors: Tensor) -> None:
+        """Show kept positions in their colors, float (h * w, 3), and missing ones as "?"."""
+        for button, kept, color in zip(self.buttons, self.value, colors.tolist()):
+            button.style.button_color = to_hex(color) if kept else "#ffffff"
+            button.description = "" if kept else "?"
+
+
+def completion_painter(vqvae: VQVAE, prior: PixelCNN, codes: Tensor) -> Explorer:
+    """Choose which positions of a lesion are kept; the others are sampled.
+
+    Args:
+        codes: int64 (n, h, w, slots), some lesions.
+    """
+    n, h, w, _ = codes.shape
+    images = decoded(vqvae, codes)
+    colors = mean_colors(images, (h, w)).flatten(1, 2)
+    rows, columns = torch.arange(h).view(h, 1), torch.arange(w)
+    presets = {
+        "keep the upper half": (rows < h // 2).expand(h, w),
+        "keep the lower half": (rows >= h // 2).expand(h, w),
+        "keep the left half": (columns < w // 2).expand(h, w),
+        "keep the border": ((rows - (h - 1) / 2).abs() > h / 4)
+        | ((columns - (w - 1) / 2).abs() > w / 4),
+        "keep nothing": torch.zeros(h, w, dtype=torch.bool),
+    }
+    mask, start = Mask(h, w), choice("", list(presets))
+
+    def apply(*_: object) -> None:
+        mask.value = tuple(presets[start.value].flatten().tolist())
+
+    def draw(lesion: int, start: str, seed: int, kept: tuple[bool, ...]) -> str:
+        mask.paint(colors[lesion - 1])
+        keep = torch.tensor(kept).view(h, w)
+        given = codes[lesion - 1].expand(2, -1, -1, -1)
+        generator = torch.Generator().manual_seed(seed)
+        found = sample(prior, 2, given=given, keep=keep, generator=generator)
+        size = images.shape[-1] // w
+        shown = keep.repeat_interleave(size, 0).repeat_interleave(size, 1)
+        pictures = [picture("kept", torch.where(shown, images[lesion - 1], 1.0))]
+        pictures += [picture(f"completion {i}", x) for i, x in enumerate(decoded(vqvae, found), 1)]
+        caption = f"{int(keep.sum())} of {h * w} positions kept; sampled in raster order"
+        return side_by_side(*pictures, caption=caption)
+
+    apply()
+    start.observe(apply, names="value")
+    return Explorer(
+        "choose the positions of a lesion that are kept; the others are sampled",
+        draw,
+        lesion=slow_slider("lesion", 1, n, 1),
+        start=start,
+        seed=slow_slider("seed", 0, 99, 0),
+        kept=mask,
+    )
