@@ -56,7 +56,7 @@ lint: $(STAMP) ## check code style, format and imports
 
 unit: $(STAMP) ## unit tests only
 	@echo "== unit tests"
-	@$(PY) -m pytest -q -m "not browser" --durations=5 --durations-min=2 \
+	@$(PY) -m pytest -q --durations=5 --durations-min=2 \
 	  --junitxml=build/reports/unit.xml tests
 
 nbval: $(STAMP) ## compare the notebooks with their committed outputs only

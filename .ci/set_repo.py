@@ -29,7 +29,7 @@ if "google.colab" in sys.modules:
         subprocess.run(["git", "clone", "--quiet", "--depth=1", repository, folder], check=True)
     os.chdir(folder / "notebooks")
     sys.path.insert(0, str(folder))
-    small = ["torchmetrics", "safetensors", "pooch", "tqdm", "constriction"]
+    small = ["torchmetrics", "safetensors", "requests", "tqdm", "constriction"]
     missing = [package for package in small if importlib.util.find_spec(package) is None]
     if missing:
         subprocess.run([sys.executable, "-m", "pip", "install", "-q", *missing], check=True)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from vqlib import DEEP, load_pretrained, open_dataset, save_model
-from vqlib.beyond.realistic import RealisticDecoder
+from vqlib.beyond.realistic import RealisticDecoder, root_mean_square, roughness
 from vqlib.checkpoints import fingerprint, mark_finished
 from vqlib.data import Pixels, batches, load_or_build_cache, random_dihedral, to_float
 from vqlib.metrics import psnr, to_8_bit
@@ -67,7 +67,8 @@ def random_crops(pairs: Tensor, generator: torch.Generator) -> Tensor:
         pairs: uint8 (B, 6, S, S), photographs and decoded images.
 
     Returns:
-        float (B, 6, CROP, CROP) in [0, 1].
+        float (B, 7, CROP, CROP) in [0, 1]. The last channel is constant: the root mean square of
+        the residual of the whole image.
     """
     # The codes belong to patches of 32 pixels, so the decoder's error depends on the position
     # within a patch. Crops at multiples of 8 pixels stay aligned with the network's patches of 8
@@ -77,12 +78,20 @@ def random_crops(pairs: Tensor, generator: torch.Generator) -> Tensor:
         pair[:, y : y + CROP, x : x + CROP]
         for pair, (y, x) in zip(pairs, corners.tolist(), strict=True)
     ]
-    return random_dihedral(torch.stack(crops), generator)
+    turned = random_dihedral(torch.stack(crops), generator)
+    rms = residual_rms(pairs)[:, None, None, None].expand(-1, 1, CROP, CROP)
+    return torch.cat([turned, rms], dim=1)
 
 
-def roughness(images: Tensor) -> float:
-    """Mean squared difference between horizontally and vertically neighboring pixels."""
-    return float(images.diff(dim=-1).square().mean() + images.diff(dim=-2).square().mean())
+def residual_rms(pairs: Tensor) -> Tensor:
+    """Root mean square of photographs minus decoded images, uint8 (B, 6, S, S) to float (B,)."""
+    photographs, decoded = to_float(pairs).chunk(2, dim=1)
+    return root_mean_square(photographs - decoded)
+
+
+def detail(images: Tensor) -> float:
+    """Mean squared difference between neighboring pixels."""
+    return float(roughness(images).square().mean())
 
 
 def main() -> None:
@@ -90,7 +99,7 @@ def main() -> None:
     parser.add_argument("--data", help="folder of the images; default: see open_dataset()")
     parser.add_argument("--run", default="realistic", help="name of the run")
     parser.add_argument("--device", help="default: the first of cuda, mps and cpu")
-    parser.add_argument("--epochs", type=int, default=50)
+    parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--extend", action="store_true", help="continue with more epochs")
     options = parser.parse_args()
@@ -103,10 +112,12 @@ def main() -> None:
     torch.manual_seed(options.seed)
     model = RealisticDecoder()
     some = split.train[:: max(1, len(split.train) // 512)]
-    model.initialize_from_residuals(to_float(pixels[some]) - to_float(decoded[some]))
-    strengths = ", ".join(f"{255 * x:.2f}" for x in model.component_std.flip(0).tolist())
+    model.fit_statistics(to_float(pixels[some]), to_float(decoded[some]))
+    strengths = ", ".join(f"{x:.2f}" for x in model.component_std.flip(0).tolist())
     print(f"{sum(p.numel() for p in model.parameters()):,} weights, {model.config}")
-    print(f"standard deviations of the components, in gray levels: {strengths}")
+    print(f"standard deviations of the components of normalized residuals: {strengths}")
+    intercept, slope, error = model.rms_model.tolist()
+    print(f"log rms = {intercept:.3f} + {slope:.3f} * log roughness, error {error:.3f}")
 
     pairs: Any = Pairs(pixels, decoded)
     # The remaining arguments are the epoch and the first batch.
@@ -114,7 +125,8 @@ def main() -> None:
 
     def compute_loss(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         crops = batch[0].to(device, memory_format=torch.channels_last)
-        return model.loss(*crops.chunk(2, dim=1)).mean(), {}
+        photographs, means, rms = crops.split((3, 3, 1), dim=1)
+        return model.loss(photographs, means, rms[:, 0, 0, 0]).mean(), {}
 
     notes = {"data": repr(data), "seed": options.seed, "pixels": pixels.fingerprint}
     previewed = split.val[:: max(1, len(split.val) // SAMPLED)][:SAMPLED]
@@ -124,11 +136,13 @@ def main() -> None:
         with eval_mode(model), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             for indices in split.val.split(BATCH):
-                crops = pairs[indices][..., corner : corner + CROP, corner : corner + CROP]
-                crops = to_float(crops).to(device, memory_format=torch.channels_last)
+                whole = pairs[indices]
+                rms = residual_rms(whole).to(device)
+                crops = to_float(whole[..., corner : corner + CROP, corner : corner + CROP])
+                crops = crops.to(device, memory_format=torch.channels_last)
                 times = ((torch.arange(len(crops)) + 0.5) / len(crops)).to(device)
                 with Precision.choose(device).autocast(device):
-                    losses.append(model.loss(*crops.chunk(2, dim=1), times).cpu())
+                    losses.append(model.loss(*crops.chunk(2, dim=1), rms, times).cpu())
         photographs, means = to_float(pairs[previewed]).chunk(2, dim=1)
         samples = torch.cat(
             [
@@ -142,7 +156,7 @@ def main() -> None:
             "flow_loss": float(torch.cat(losses).mean()),
             "psnr_db": float(psnr(to_8_bit(samples), photographs).mean()),
             "decoded_psnr_db": float(psnr(means, photographs).mean()),
-            "detail": roughness(samples) / roughness(photographs),
+            "detail": detail(samples) / detail(photographs),
         }, torch.cat([photographs[:6], samples[:6]])
 
     folder = fit(

@@ -460,6 +460,38 @@ errors are independent.
 """
 
 
+def every_class() -> str:
+    found = load_results("every-class")
+    classes = found["lesions"]
+    heads = " | ".join(f"{name}, n = {n}" for name, n in classes.items())
+    text = ""
+    for judge, real in found["real"].items():
+        rows = [("reconstructions of real lesions", *(percent(x) for x in real.values()), "", "")]
+        for name, row in found["rows"].items():
+            rows.append(
+                (
+                    f"samples, {name}" + (" (selected)" if name == found["selected"] else ""),
+                    *(percent(row["found"][judge][c]) for c in classes),
+                    f"{100 * row['difference'][judge]:.0f}",
+                    with_error(*row["kernel_distance_x1000"][judge], 1),
+                )
+            )
+        head = f"| {judge} | {heads} | mean difference | kernel distance x 1000 |"
+        text += f"\n{table(head, rows)}\n"
+    return f"""
+## Is the class found?
+
+The fraction of images in which a classifier finds the class that they have or were sampled for:
+{found["samples_per_class"]} samples of each class, and real lesions of the validation split (n at
+the head of each column). The lesion classifier selects the options, the other judge (logistic
+regression in features of EfficientNet-Lite0) has not selected anything. The mean difference is that
+of the absolute differences to the first line, in points. The kernel distance compares {found["n"]}
+samples with reconstructions, with the same labels.
+
+    python benchmarks/every_class.py --data PATH
+{text}"""
+
+
 def priors() -> str:
     found = load_results("priors")
     base = found["rows"][0]
@@ -645,6 +677,7 @@ SECTIONS: tuple[Callable[[], str], ...] = (
     calibration,
     guidance,
     usefulness,
+    every_class,
     priors,
     ablation,
     quantizers,
@@ -675,7 +708,8 @@ its samples and the classifier were measured on that split only.
 
 `curves.json` and `prior-curve.json` contain the held-out metrics after each epoch of the trainings
 in `benchmarks/pretrained.py`; notebooks 06 and 04 plot them. `samples.jpg` is the figure in the
-main README; `benchmarks/pictures.py` writes it.
+main README; `benchmarks/pictures.py` writes it. `robustness.json` contains the long tests of
+interruption and damaged files, as `python benchmarks/robustness.py` has run them last.
 """
     return "\n".join(filled(part) for part in (head, *(make() for make in SECTIONS), tail))
 

@@ -6,6 +6,7 @@ import pytest
 
 # Tests use synthetic images and files that they write themselves.
 os.environ["VQLIB_DATA"] = "synthetic"
+os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = "build/.hypothesis"
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,9 +1,11 @@
+import tracemalloc
+
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 
 from vqlib import VQVAE, DataError, EncodedDataset, encode_dataset, open_dataset
+from vqlib.checkpoints import read_safetensors
 from vqlib.codes import add_augmented, pack_codes, unpack_codes
 from vqlib.data import Split, dihedral_transform
 from vqlib.lesions import CLASSES
@@ -26,14 +28,31 @@ def test_256_codes_of_9_bits_are_288_bytes():
 
 
 @pytest.mark.parametrize("bits", [1, 7, 9, 13])
-def test_unpack_codes_inverts_pack_codes(bits):
+def test_unpack_codes_inverts_pack_codes(bits, monkeypatch):
     codes = torch.randint(2**bits, (3, 5, 7))
     packed = pack_codes(codes, bits)
+    monkeypatch.setattr("vqlib.codes.PACKED_CODES", 16)  # several parts
     assert torch.equal(unpack_codes(packed, bits, (3, 5, 7)), codes)
     with pytest.raises(ValueError, match="can't be"):
         unpack_codes(packed, bits, (3, 5, 9))
     with pytest.raises(ValueError, match="do not fit"):
         pack_codes(codes + 2**bits, bits)
+
+
+def test_saving_needs_little_memory(tmp_path):
+    """A data set of 50,000 images has 90 million augmented codes."""
+    data, codes = encoded(), torch.randint(512, (4000, 8, 8, 4))
+    indices = torch.arange(4000)
+    split = Split(indices[20:], indices[10:20], indices[:10])
+    data = EncodedDataset(codes, 0 * indices, split, data.codebook)
+    tracemalloc.start()
+    data.save(tmp_path / "codes.safetensors")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20 * codes.numel()  # bytes; with all bits at once 8 * 9 * codes.numel()
+    assert torch.equal(EncodedDataset.load(tmp_path / "codes.safetensors").codes, codes)
+    whole = torch.from_numpy(pack_codes(codes, 9))
+    assert torch.equal(read_safetensors(tmp_path / "codes.safetensors")[1]["packed"], whole)
 
 
 def test_load_returns_what_save_wrote(tmp_path):
@@ -188,9 +207,7 @@ def test_a_file_with_invalid_content_is_rejected(tmp_path, name, change):
     data, file = encoded(), tmp_path / "codes.safetensors"
     data.codes, data.codebook = data.codes % 500, data.codebook[:, :500]
     data.save(file)
-    with safe_open(file, framework="pt") as opened:
-        metadata = opened.metadata()
-        tensors = {key: opened.get_tensor(key) for key in opened.keys()}
+    metadata, tensors = read_safetensors(file)
     if name == "shape":
         metadata["shape"] = change
     else:

@@ -132,7 +132,7 @@ def test_other_file_placements(ham, isic, tmp_path):
     assert open_dataset(flat).name == "ham10000"
 
 
-@pytest.mark.parametrize("encoding", ["utf-8-sig", "latin-1"])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "latin-1"])
 @pytest.mark.parametrize("delimiter", [",", "\t", ";"])
 def test_table_encodings_and_delimiters(ham, encoding, delimiter):
     rows = metadata()
@@ -344,9 +344,8 @@ def test_three_lesions_are_enough_for_three_splits(fractions):
     for wrong in ((0.8, 0.1), (0.8, 0.1, 0.2), (1.1, -0.1, 0), (0.8, float("nan"), 0.1)):
         with pytest.raises(ValueError, match="three numbers"):
             dataset.split(0, wrong)
-    for wrong in (0.0, None, True):
-        with pytest.raises(ValueError, match="whole number"):
-            dataset.split(wrong)
+    with pytest.raises(ValueError, match="whole number"):
+        dataset.split(True)
 
 
 # --- the cache
@@ -409,10 +408,6 @@ def test_cache_is_built_once_for_the_same_inputs(ham, monkeypatch):
     assert images_built() == 0
     open_dataset(ham).pixels(32, "squash")
     assert len(built) == 14
-    with pytest.raises(ValueError, match="crop"):
-        open_dataset(ham).pixels(32, "fill")
-    with pytest.raises(ValueError, match="size in pixels"):
-        open_dataset(ham).pixels(32.0)
     for lesions, seed in ((4, 0), (3, 1)):
         assert (
             synthetic_dataset(lesions, seed).pixels(32).path != synthetic_dataset(3).pixels(32).path
@@ -506,6 +501,29 @@ def test_a_damaged_cache_raises(ham, tmp_path, monkeypatch, file):
         dataset.pixels(24)
 
 
+def test_a_cache_that_is_cut_short_while_it_is_read_raises(ham, tmp_path, monkeypatch):
+    """A read beyond the end of a mapped file would kill the process."""
+    monkeypatch.setenv("VQLIB_HOME", str(tmp_path / "home"))
+    pixels = open_dataset(ham).pixels(64)
+    image, content = pixels[13], pixels.path.read_bytes()
+    pixels.path.unlink()
+    assert pixels[13].equal(image)  # a deleted file can still be read
+    pixels.path.write_bytes(content[:4096])
+    with pytest.raises(DataError, match=r"images.npy has been cut short: delete the folder"):
+        pixels[13]
+
+
+def test_caches_that_were_not_used_for_long_are_removed(tmp_path, monkeypatch):
+    monkeypatch.setenv("VQLIB_HOME", str(tmp_path))
+    unused, used = (synthetic_dataset(2, seed=seed).pixels(32).path.parent for seed in (1, 2))
+    for folder in (unused, used):
+        for path in (*folder.iterdir(), folder):
+            os.utime(path, (0, time.time() - 1.01 * data.UNUSED_SECONDS))
+    synthetic_dataset(2, seed=2).pixels(32)
+    synthetic_dataset(2, seed=3).pixels(32)
+    assert used.is_dir() and not unused.exists()
+
+
 def test_verify_compares_the_bytes_of_image_files(ham, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("VQLIB_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(data.ImageDataset, "_inputs", lambda self: "a disk that records no times")
@@ -529,14 +547,6 @@ def test_verify_a_folder_whose_name_looks_like_a_pattern(tmp_path, monkeypatch):
     save_image(folder / "1.png", 99)
     with pytest.raises(DataError, match="1 of 1 images"):
         data.open_folder(folder).verify()
-
-
-def test_a_cache_of_a_former_version_is_removed(monkeypatch):
-    dataset, other = synthetic_dataset(3, seed=8), synthetic_dataset(3, seed=9)
-    former, kept = dataset.pixels(32).path.parent, other.pixels(32).path.parent
-    monkeypatch.setattr(data, "CACHE_VERSION", data.CACHE_VERSION + 1)
-    new = dataset.pixels(32).path.parent
-    assert new.is_dir() and kept.is_dir() and not former.exists()
 
 
 def test_fingerprint_of_rendered_images(tmp_path, monkeypatch):
@@ -653,8 +663,6 @@ def test_batches(ham):
     orders = [torch.cat([i for _, i in batches(pixels, indices, 3, epoch=e)]) for e in range(4)]
     assert len({tuple(order.tolist()) for order in orders}) == 4
     assert all(order.sort().values.equal(indices.sort().values) for order in orders)
-    with pytest.raises(ValueError, match="mask"):
-        next(batches(pixels, torch.arange(14) > 3, 14))
 
 
 def test_random_streams_do_not_depend_on_the_version_of_numpy():

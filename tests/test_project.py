@@ -262,7 +262,7 @@ def test_environment_yml_agrees_with_pyproject():
     floor = SpecifierSet(PYPROJECT["project"]["requires-python"])
     assert SpecifierSet(python.removeprefix("python")) == floor
     assert pip == "pip"
-    extras = ",".join(e for e in PYPROJECT["project"]["optional-dependencies"] if e != "browser")
+    extras = ",".join(PYPROJECT["project"]["optional-dependencies"])
     assert installed == {"pip": [f"-e .[{extras}]"]}
     assert f'-e ".[{extras}]"' in (ROOT / "Makefile").read_text("utf-8")
     ci = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text("utf-8"))

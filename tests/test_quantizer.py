@@ -208,11 +208,6 @@ def test_encode_and_k_means_are_float32_under_autocast():
     assert torch.equal(*codebooks)
 
 
-def test_wrong_number_of_channels_raises():
-    with pytest.raises(ValueError, match="10 channels do not divide"):
-        quantizer()(torch.randn(1, 10, 2, 2))
-
-
 @pytest.mark.parametrize("codebooks", [1, 2])
 @pytest.mark.parametrize("code", [-1, 16])
 def test_a_code_out_of_range_raises(codebooks, code):

@@ -215,41 +215,6 @@ def test_guidance_compares_the_same_grid_with_and_without_its_class():
     assert (share - wanted).abs().max() < 0.015 < 0.03 < (wrong - wanted).abs().max()
 
 
-def test_invalid_arguments_raise_errors():
-    prior = small_prior()
-    with pytest.raises(ValueError, match="go together"):
-        sample(prior, 1, keep=torch.ones(2, 2, dtype=torch.bool))
-    with pytest.raises(ValueError, match=r"labels must lie in 0\.\.6"):
-        sample(prior, 1, 9)
-    with pytest.raises(ValueError, match="method"):
-        sample(prior, 1, method="magic")
-    with pytest.raises(ValueError, match="needs labels"):
-        sample(prior, 1, guidance=1.0)
-    with pytest.raises(ValueError, match=r"one class or int64 \(2,\)"):
-        sample(prior, 2, torch.tensor([1, 2, 3]))
-    with pytest.raises(ValueError, match=r"kept must lie in 0\.\.2"):
-        sample(prior, 1, given=torch.full((1, 2, 2, 2), 5), keep=torch.ones(2, 2) > 0)
-    with pytest.raises(ValueError, match="at least 1"):
-        sample(prior, 0)
-    given, keep = torch.zeros(1, 2, 2, 2, dtype=torch.long), torch.ones(2, 2) > 0
-    for arguments in ((given + 0.7, keep), (given, keep.float()), (given, keep.long())):
-        for function in (complete, lambda *x: sample(prior, 1, given=x[1], keep=x[2])):
-            with pytest.raises(ValueError, match="given must be int64 and keep bool"):
-                function(prior, *arguments)
-    for guidance in (-0.5, math.nan, math.inf):
-        with pytest.raises(ValueError, match="guidance must be"):
-            sample(prior, 1, 2, guidance=guidance, grid=(1, 1))
-    for labels in (True, 1.0, torch.tensor([math.nan])):
-        with pytest.raises(ValueError, match="one class or int64"):
-            sample(prior, 1, labels, grid=(1, 1))
-    with pytest.raises(ValueError, match=r"one class or int64 \(1,\)"):
-        complete(prior, given, keep, labels=torch.tensor([1, 2]))
-    with pytest.raises(ValueError, match="1 candidate"):
-        complete(prior, given, keep, candidates=0)
-    with pytest.raises(ValueError, match="grid must be"):
-        sample(prior, 1, grid=(8,))
-
-
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("name", ["embedding.weight", "orientation_embedding", "head.bias"])
 def test_a_prior_with_non_finite_weights_is_rejected(name, bad):

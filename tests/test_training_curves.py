@@ -1,4 +1,4 @@
-"""Reading and plotting the log of a run."""
+"""Reading and plotting the log of a run, and names of any kind in what the notebooks show."""
 
 import json
 
@@ -8,6 +8,7 @@ from torchvision.utils import save_image
 
 from vqlib import DataError
 from vqlib.checkpoints import read_log
+from vqlib.course import plots
 from vqlib.course.training_curves import LiveTraining, plot_log
 
 
@@ -49,3 +50,25 @@ def test_what_was_trained_before_is_drawn_again(tmp_path, capsys):
     assert "trained before" in capsys.readouterr().out
     live.start("new", 3, 0, tmp_path)  # the files of an earlier training are not shown
     assert not live.curve_axis.lines and not live.image_axis.images
+
+
+def test_names_of_files_and_runs_are_no_formulas(tmp_path):
+    name = r"$\frac$ 1"
+    plots.image_grid(torch.rand(1, 3, 8, 8), [name], title=name, rows=[name]).canvas.draw()
+    plot_log(write_log(tmp_path / name, *STEPS)).canvas.draw()
+
+
+def test_html_in_names_and_sources_is_not_rendered(monkeypatch):
+    html = plots.show_animation(b"", '"><script>').data
+    assert html.count("<") == html.count(">") == 1 and "&lt;script&gt;" in html
+
+    def ends_a_block():
+        """
+        ```
+        <script>
+        """
+
+    shown = []
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    plots.show_source(ends_a_block)
+    assert shown[0].data.count("````") == 2 and shown[0].data.endswith("\n````")

@@ -1,10 +1,10 @@
 """vqlib: VQ-VAEs that encode images as discrete codes, and PixelCNN priors that generate new ones.
 
-The modules of this package implement the method: `checkpoints`, `data`, `quantizer`, `vqvae`,
-`codes`, `pixelcnn`, `metrics`, `sampling`, `training`, in the order of their imports. The
-subpackages build on them: `lesions` (dermoscopic data sets and a classifier), `beyond` (models that
-are not in the report), `evaluation` (image codecs, entropy coding, distances between sets of
-images) and `course` (figures and widgets of the notebooks).
+The modules of this package implement the method: `checks`, `distributed`, `checkpoints`, `data`,
+`quantizer`, `vqvae`, `codes`, `pixelcnn`, `metrics`, `sampling`, `training`, in the order of their
+imports. The subpackages build on them: `lesions` (dermoscopic data sets and a classifier), `beyond`
+(models that are not in the report), `evaluation` (image codecs, entropy coding, distances between
+sets of images) and `course` (figures and widgets of the notebooks).
 """
 
 from .beyond import DEEP

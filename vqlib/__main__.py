@@ -4,44 +4,68 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import torch
-from torchvision.utils import save_image
+from PIL import Image
+from torchvision.transforms.functional import to_pil_image
+from torchvision.utils import make_grid
 
 from .checkpoints import (
     PRETRAINED,
     DataError,
+    atomic_write,
     check_pair,
     load_model,
     load_pretrained,
+    make_folder,
     model_notes,
     pretrained_names,
 )
 from .codes import SPLITS, EncodedDataset, add_augmented, encode_dataset
+from .data import IMAGE_SUFFIXES
+from .distributed import process_group
 from .evaluation import evaluate, results_table
 from .evaluation.features import EfficientNetLite0, Inception, lite0_is_installed
+from .evaluation.generation import decode_codes
 from .lesions import CLASSES, LesionClassifier, download, open_dataset, synthetic_dataset
 from .pixelcnn import PixelCNN
 from .sampling import sample
-from .training import RECIPES, pick_device, train_prior, train_vqvae
+from .training import RECIPES, TrainingStopped, pick_device, train_prior, train_vqvae
 from .vqvae import DOWNSCALE, VQVAE
+
+MAX_POSITIONS = 4096 * 8 * 8  # of the codes of all images in one file: 2.5 GB of memory
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command and return the exit code. Expected errors are printed as one line."""
-    options = _parser().parse_args(arguments)
+    """Run one command and return the exit code. Errors are printed as one line.
+
+    torchrun may start the commands train-vqvae and train-prior on several processes.
+    """
     try:
-        options.run_command(options)
+        with process_group():
+            options = _parser().parse_args(arguments)
+            try:
+                options.run_command(options)
+            except TrainingStopped as stop:
+                print(stop)  # here, where only rank 0 prints
+                return 130
+    except KeyboardInterrupt:
+        return 130
     except (OSError, ValueError, FloatingPointError) as error:  # DataError is a ValueError
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt as stop:
-        print(stop, file=sys.stderr)
-        return 130
+    except Exception as error:
+        if sys.flags.dev_mode:
+            raise
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        advice = "a traceback is shown by python -X dev -m vqlib ..."
+        print(f"error: {reason} (not expected here: {advice})", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -52,17 +76,56 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if action.default is None else super()._get_help_string(action)
 
 
-def _image_size(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0 or int(text) % DOWNSCALE:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive multiple of {DOWNSCALE}")
-    return int(text)
+def _whole(low: int, high: int, step: int = 1) -> Callable[[str], int]:
+    """Type of an option: a multiple of `step` in low..high."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or not low <= int(text) <= high or int(text) % step:
+            kind = f"a multiple of {step}" if step > 1 else "a whole number"
+            raise argparse.ArgumentTypeError(f"expected {kind} in {low}..{high}, got {text!r}")
+        return int(text)
+
+    return parse
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 1e-30 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, at least 1e-30, got {text}")
+    return value
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
+
+
+def _output(suffixes: Collection[str] = ()) -> Callable[[str], Path]:
+    """Type of an option: the name of a file to be written."""
+
+    def parse(text: str) -> Path:
+        path = _path(text)
+        if path.is_dir():
+            raise argparse.ArgumentTypeError(f"{text!r} is a folder: name a file in it")
+        if suffixes and path.suffix.lower() not in suffixes:
+            expected = ", ".join(sorted(suffixes))
+            raise argparse.ArgumentTypeError(f"expected a name that ends in {expected}, got {text}")
+        return path
+
+    return parse
 
 
 def _device(text: str) -> torch.device:
     try:
-        return torch.empty(0, device=text).device
+        device = torch.zeros(1, device=text).device
+        torch.zeros(1, device=device).cpu()  # "meta" has no data that could be read
+        return device
     except (RuntimeError, AssertionError) as error:
-        raise argparse.ArgumentTypeError(str(error).partition("\n")[0]) from error
+        reason = str(error).partition("\n")[0]
+        expected = f"expected cuda, mps or cpu; {text!r} can't be used ({reason})"
+        raise argparse.ArgumentTypeError(expected) from error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -79,7 +142,8 @@ def _parser() -> argparse.ArgumentParser:
 
     def add_data(add: Callable) -> None:
         add("--data", help="folder of images, or synthetic; default: $VQLIB_DATA, data/, synthetic")
-        add("--size", type=_image_size, default=256, help="pixels of a side, a multiple of 32")
+        size = _whole(DOWNSCALE, 8192, DOWNSCALE)
+        add("--size", type=size, default=256, help="pixels of a side, a multiple of 32")
         add("--verify", action="store_true", help="compare the images with those in the cache")
 
     def add_device(add: Callable) -> None:
@@ -88,19 +152,19 @@ def _parser() -> argparse.ArgumentParser:
     def add_training(add: Callable, run: str) -> None:
         add("--recipe", choices=RECIPES, default="workbook", help="settings of the training")
         add("--run", default=run, help="name or folder of the run; the same name continues it")
-        add("--epochs", type=int, help="number of epochs; default: the recipe's")
+        add("--epochs", type=_whole(1, 10**6), help="number of epochs; default: the recipe's")
         add(
             "--lr",
-            type=float,
+            type=_positive,
             help="learning rate of a new or continued run; default: the recipe's",
         )
         add("--extend", action="store_true", help="continue a run started with fewer epochs")
-        add("--seed", type=int, default=0, help="random seed")
+        add("--seed", type=_whole(0, 2**32 - 1), default=0, help="random seed")
         add_device(add)
 
     add = command("download", _download, "download the real images and verify them (CC BY-NC 4.0)")
     add("which", choices=("isic2018", "ham10000"), help="data set")
-    add("--to", type=Path, default=Path("data"), help="destination folder")
+    add("--to", type=_path, default=Path("data"), help="destination folder")
 
     add = command("train-vqvae", _train_vqvae, "train a VQ-VAE, or continue an interrupted run")
     add_data(add)
@@ -108,31 +172,32 @@ def _parser() -> argparse.ArgumentParser:
 
     add = command("encode", _encode, "encode a data set into a file of codes")
     add_data(add)
-    add("--vqvae", type=Path, required=True, help="weights of the VQ-VAE (.safetensors)")
+    add("--vqvae", type=_path, required=True, help="weights of the VQ-VAE (.safetensors)")
     add("--recipe", choices=RECIPES, default="workbook", help="recipe whose split is stored")
-    add("--out", type=Path, required=True, help="output file (.safetensors)")
+    add("--out", type=_output(), required=True, help="output file (.safetensors)")
     text = "also encode the training images after all eight dihedral transforms"
     add("--augmented", action="store_true", help=text)
     add_device(add)
 
     add = command("train-prior", _train_prior, "train a prior, or continue an interrupted run")
-    add("--codes", type=Path, required=True, help="file that the command encode has written")
+    add("--codes", type=_path, required=True, help="file that the command encode has written")
     add_training(add, "prior")
 
     add = command("sample", _sample, "generate lesion images and write them as one image file")
     add("--model", default="ham10000", help="pretrained model, a folder in data/pretrained")
-    add("--vqvae", type=Path, help="weights, together with --prior; default: those of --model")
-    add("--prior", type=Path, help="weights, together with --vqvae; default: those of --model")
-    add("--n", type=int, default=16, help="number of images")
+    add("--vqvae", type=_path, help="weights, together with --prior; default: those of --model")
+    add("--prior", type=_path, help="weights, together with --vqvae; default: those of --model")
+    add("--n", type=_whole(1, 4096), default=16, help="number of images")
     add("--label", help="class of the prior, such as MEL; default: unconditional samples")
-    add("--temperature", type=float, default=1.0, help="sampling temperature")
-    add("--top-k", type=int, help="only the k most probable codes; default: all codes")
+    add("--temperature", type=_positive, default=1.0, help="sampling temperature")
+    add("--top-k", type=_whole(1, 10**6), help="only the k most probable codes; default: all codes")
     text = "nucleus sampling: only the most probable codes of total probability p; default: all"
     add("--top-p", type=float, help=text)
-    add("--grid", type=int, help="positions per side, 8 for 256 pixels; default: as in training")
-    add("--seed", type=int, default=0, help="random seed")
+    text = "positions per side, 8 for 256 pixels; default: as in training"
+    add("--grid", type=_whole(1, 255), help=text)
+    add("--seed", type=_whole(0, 2**32 - 1), default=0, help="random seed")
     add_device(add)
-    add("--out", type=Path, default=Path("samples.png"), help="output file")
+    add("--out", type=_output(IMAGE_SUFFIXES), default=Path("samples.png"), help="output file")
 
     text = "results table: models and image codecs with the same number of bytes"
     add = command("evaluate", _evaluate, text)
@@ -145,10 +210,10 @@ def _parser() -> argparse.ArgumentParser:
         "the number of bytes; default: all pretrained models, with prior and classifier",
     )
     text = "weights of a prior of the first model; default: none, or the pretrained one"
-    add("--prior", type=Path, help=f"{text} without --vqvae")
+    add("--prior", type=_path, help=f"{text} without --vqvae")
     add(
         "--classifier",
-        type=Path,
+        type=_path,
         help="weights of the lesion classifier, whose features are used to evaluate samples; "
         "default: as for --prior. The features of EfficientNet-Lite0 are used if it is installed",
     )
@@ -158,7 +223,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--split", choices=SPLITS, default="val", help=text)
     add_device(add)
     text = "also write the results, with the PSNR of each image, to this file; default: only print"
-    add("--json", type=Path, help=text)
+    add("--json", type=_output(), help=text)
     return parser
 
 
@@ -183,7 +248,7 @@ def _train_prior(options: argparse.Namespace) -> None:
 
 def _encode(options: argparse.Namespace) -> None:
     data = open_dataset(options.data, verify=options.verify)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(options.out.parent)
     vqvae = load_model(options.vqvae, VQVAE).to(options.device or pick_device())
     if options.out.exists():
         try:
@@ -219,8 +284,14 @@ def _sample(options: argparse.Namespace) -> None:
         raise ValueError(
             f"--label {options.label}: the classes of {path} are {', '.join(classes) or '(none)'}"
         )
-    grid = notes.get("grid", [8, 8]) if options.grid is None else [options.grid] * 2
-    options.out.parent.mkdir(parents=True, exist_ok=True)
+    height, width = notes.get("grid", [8, 8]) if options.grid is None else [options.grid] * 2
+    if options.n * height * width > MAX_POSITIONS:
+        raise ValueError(
+            f"--n {options.n} with {height} x {width} positions: one file holds at most "
+            f"{MAX_POSITIONS // 64} images of 8 x 8 positions. Generate fewer or smaller images; "
+            "another --seed gives others"
+        )
+    make_folder(options.out.parent)
     codes = sample(
         prior.to(device),
         options.n,
@@ -229,10 +300,12 @@ def _sample(options: argparse.Namespace) -> None:
         options.top_k,
         options.top_p,
         generator=torch.Generator(device).manual_seed(options.seed),
-        grid=tuple(grid),
+        grid=(height, width),
         progress=True,
     )
-    save_image(vqvae.to(device).decode(codes), options.out, nrow=round(options.n**0.5))
+    image = to_pil_image(make_grid(decode_codes(vqvae.to(device), codes), round(options.n**0.5)))
+    with atomic_write(options.out) as temporary:
+        image.save(temporary, Image.registered_extensions()[options.out.suffix.lower()])
     print(f"{options.out}: {options.n} generated images")
 
 
@@ -243,7 +316,7 @@ def _model_files(names: list[str]) -> dict[str, Path]:
         DataError: two models have the same name.
     """
     pretrained = [PRETRAINED / name / "vqvae.safetensors" for name in names]
-    files = [p if p.is_file() else Path(name) for p, name in zip(pretrained, names, strict=True)]
+    files = [p if p.is_file() else _path(name) for p, name in zip(pretrained, names, strict=True)]
     models = {file.resolve().parent.name: file for file in files}
     if len(models) < len(files):
         raise DataError(
@@ -295,8 +368,8 @@ def _evaluate(options: argparse.Namespace) -> None:
     )
     print(results_table(result))
     if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+        with atomic_write(options.json) as temporary:
+            temporary.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

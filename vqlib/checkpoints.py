@@ -9,13 +9,17 @@ needs only the path. `training` writes these files; the notebooks load them with
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import inspect
+import io
 import json
 import os
 import re
+import shutil
 import signal
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -31,8 +35,10 @@ except ImportError:  # Windows
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
+
+from .distributed import rank
 
 if TYPE_CHECKING:
     from .pixelcnn import PixelCNN
@@ -41,6 +47,9 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).resolve().parent.parent
 PRETRAINED = REPOSITORY / "data" / "pretrained"
 FORMAT = "2"  # version of the metadata; files without this entry are older
+STALE_SECONDS = 600  # without a change, after which a temporary file is regarded as abandoned
+RESTART_ADVICE = "delete it to restart this run, or use another run name."
+WRITE_ADVICE = "make room on the disk, or use another folder, and call again."
 MODELS: dict[str, type[nn.Module]] = {}
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -51,15 +60,23 @@ class DataError(ValueError):
 
 @contextmanager
 def explain_errors(problem: str, advice: str) -> Iterator[None]:
-    """Context for reading input: an error in its block becomes a `DataError` that names the
-    problem, the reason and what to do. Libraries raise errors of many types for damaged files."""
+    """Context for reading or writing a file: an error in its block becomes a `DataError` that names
+    the problem, the reason and what to do. Libraries raise errors of many types for bad files."""
     try:
         yield
     except DataError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]  # PyTorch lists every tensor that does not fit
+        reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
+        reason = " ".join(reason.split())[:300]  # PyTorch lists every tensor that does not fit
         raise DataError(f"{problem} ({reason}): {advice}") from error
+
+
+def make_folder(folder: Path) -> Path:
+    """Create a folder, unless it exists, and return it."""
+    with explain_errors(f"{folder} can't be used as a folder", "use another name."):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def work_dir() -> Path:
@@ -74,8 +91,7 @@ def work_dir() -> Path:
         folder = REPOSITORY / "build"
     else:
         folder = Path.home() / ".cache" / "vqlib"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    return make_folder(folder)
 
 
 @contextmanager
@@ -83,19 +99,35 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """Context for an atomic write: the file is either complete or absent.
 
     Write to the path that is yielded, a temporary file in the same folder. At the end of the block
-    it replaces `path`; after an error it is deleted.
+    it replaces `path`; after an error it is deleted. Missing folders are created.
+
+    Raises:
+        DataError: the file can't be written, for example because the disk is full.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.touch()
-    mode = temporary.stat().st_mode
-    try:
-        yield temporary
-        # Some libraries create files that only their owner can read.
-        if temporary.stat().st_mode != mode:
-            temporary.chmod(mode)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with explain_errors(f"{path} could not be written", WRITE_ADVICE):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(path.parent, f".{glob.escape(path.name)}.*")
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        try:
+            yield temporary
+            # Some libraries create files that only their owner can read.
+            if temporary.stat().st_mode != mode:
+                temporary.chmod(mode)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def remove_abandoned(folder: Path, pattern: str, seconds: float = STALE_SECONDS) -> None:
+    """Delete the files and folders that match a pattern and have not been changed for `seconds`: a
+    process that was killed could not delete its temporary files itself."""
+    for path in folder.glob(pattern):
+        with suppress(OSError):  # another process has just deleted it
+            last_change = max(p.stat().st_mtime for p in (path, *path.rglob("*")))
+            if time.time() - last_change >= seconds:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def fingerprint(*parts: Tensor | bytes | str) -> str:
@@ -176,17 +208,26 @@ class Run:
     def log_path(self) -> Path:
         return self.folder / "log.jsonl"
 
+    @property
+    def checkpoint_path(self) -> Path:
+        return self.folder / "checkpoint.pt"
+
     def save(self, state: dict[str, Any]) -> None:
         """Replace the checkpoint (atomically)."""
-        with atomic_write(self.folder / "checkpoint.pt") as temporary:
-            torch.save(state, temporary)
+        if rank() > 0:
+            return
+        buffer = io.BytesIO()  # torch.save to a file would hide the reason of a failed write
+        torch.save(state, buffer)
+        with atomic_write(self.checkpoint_path) as temporary:
+            temporary.write_bytes(buffer.getbuffer())
 
 
 @contextmanager
 def open_run(
     run: str | Path, config: dict[str, Any], *, lr: float | None = None, extend: bool = False
 ) -> Iterator[Run]:
-    """Open or create the folder of a run and lock it until the block ends.
+    """Open or create the folder of a run and lock it until the block ends. In a training on several
+    processes all of them open it; rank 0 locks it and writes.
 
     Args:
         run: name or absolute path, see `run_folder`.
@@ -200,11 +241,13 @@ def open_run(
             settings or checkpoint can't be read. In these cases nothing is changed.
     """
     config = json.loads(json.dumps(config))
-    folder = run_folder(run)
-    folder.mkdir(parents=True, exist_ok=True)
-    path, checkpoint, state = folder / "config.json", folder / "checkpoint.pt", None
+    folder = make_folder(run_folder(run))
+    opened, path = Run(folder, None), folder / "config.json"
+    checkpoint = opened.checkpoint_path
     with _locked(folder):
-        if path.is_file():
+        if rank() == 0:
+            remove_abandoned(folder, ".*.[0-9]*", seconds=0)  # of processes killed while writing
+        if path.is_file() or checkpoint.is_file():
             with explain_errors(
                 f"{path} can't be read", f"delete {folder}, or use another run name"
             ):
@@ -214,11 +257,12 @@ def open_run(
                 allowed.add("epochs")
             _compare(folder, old, config, allowed)
         if checkpoint.is_file():
-            with explain_errors(f"{checkpoint} can't be read", "delete it to restart this run"):
-                state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        with atomic_write(path) as temporary:
-            temporary.write_text(json.dumps(config, indent=1) + "\n")
-        yield Run(folder, state)
+            with explain_errors(f"{checkpoint} can't be read", RESTART_ADVICE):
+                opened.state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        if rank() == 0:
+            with atomic_write(path) as temporary:
+                temporary.write_text(json.dumps(config, indent=1) + "\n")
+        yield opened
 
 
 def _compare(folder: Path, old: dict, new: dict, allowed: set[str]) -> None:
@@ -243,7 +287,7 @@ def _locked(folder: Path) -> Iterator[None]:
     """Lock a run's folder: two processes in one folder would mix their logs and checkpoints."""
     with open(folder / ".lock", "a") as file:
         try:
-            if fcntl is not None:
+            if fcntl is not None and rank() == 0:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when the process ends
         except BlockingIOError as error:
             raise DataError(
@@ -265,7 +309,8 @@ def read_log(run: str | Path) -> tuple[list[dict], list[dict]]:
     if not path.is_file():
         raise DataError(f"{path}: no log; is {run!r} the name of a run?")
     complete = path.read_text().rpartition("\n")[0]  # the last line may be incomplete
-    lines = [json.loads(line) for line in complete.splitlines()]
+    with explain_errors(f"{path} is damaged", "delete the line that is not JSON."):
+        lines = [json.loads(line) for line in complete.splitlines()]
     steps, epochs = [x for x in lines if "held_out" not in x], [x for x in lines if "held_out" in x]
     if not steps:
         raise DataError(f"{path} contains no step yet: wait for the first one, or restart the run")
@@ -300,8 +345,17 @@ def deferred_signals() -> Iterator[Callable[[], bool]]:
 
 
 def run_folder(run: str | Path) -> Path:
-    """Folder of a run: `run` itself if it is an absolute path, else work_dir()/runs/run."""
-    return Path(run) if Path(run).is_absolute() else work_dir() / "runs" / run
+    """Folder of a run: `run` itself if it is an absolute path, else work_dir()/runs/run.
+
+    Raises:
+        ValueError: `run` is empty, or a relative path that contains "..".
+    """
+    path = Path(run).expanduser()
+    if path.is_absolute():
+        return path
+    if not path.parts or ".." in path.parts:
+        raise ValueError(f'run must be a name without "..", or an absolute path, got {str(run)!r}')
+    return work_dir() / "runs" / path
 
 
 def register_model(model: type[Model]) -> type[Model]:
@@ -318,7 +372,8 @@ def register_model(model: type[Model]) -> type[Model]:
 def save_model(
     model: nn.Module, path: str | Path, dtype: torch.dtype | None = None, **notes: object
 ) -> Path:
-    """Write a model's weights and configuration to a safetensors file (atomically).
+    """Write a model's weights and configuration to a safetensors file (atomically). In a training
+    on several processes only rank 0 writes.
 
     Args:
         model: its class has `register_model`, e.g. `VQVAE`, `PixelCNN` or `LesionClassifier`.
@@ -328,10 +383,16 @@ def save_model(
 
     Returns:
         The path.
+
+    Raises:
+        ValueError: `dtype` is not a floating-point dtype.
+        DataError: the file can't be written.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {}
+    if dtype is not None and not dtype.is_floating_point:
+        raise ValueError(f"dtype must be a floating-point dtype, got {dtype}")
+    path, tensors = Path(path).expanduser(), {}
+    if rank() > 0:
+        return path
     for name, tensor in model.state_dict().items():
         tensor = tensor.detach().cpu().contiguous()
         tensors[name] = tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
@@ -343,8 +404,7 @@ def save_model(
     }
     if getattr(model, "trained_on_codebook", None) is not None:
         metadata["codebook"] = model.trained_on_codebook
-    with atomic_write(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
+    write_safetensors(path, metadata, tensors)
     return path
 
 
@@ -360,18 +420,20 @@ def load_model(path: str | Path, expected: type[Model] = nn.Module) -> Model:
         DataError: the file was not written by `save_model`, its weights do not fit the class that
             it names, or the class is not the expected one.
     """
-    path = Path(path)
-    if not path.is_file():
+    path = Path(path).expanduser()
+    if not path.exists():
         raise FileNotFoundError(f"{path}: no such file; train the model first")
     problem = f"{path} does not contain a model of this version of vqlib"
     with explain_errors(problem, "use a file that `save_model` has written, or train again."):
         metadata, tensors = read_safetensors(path)
-        model = MODELS[metadata["model"]](**json.loads(metadata["config"]))
-        for pattern, new in getattr(model, "renamed_parameters", {}).items():
+        build = partial(MODELS[metadata["model"]], **json.loads(metadata["config"]))
+        for pattern, new in getattr(build.func, "renamed_parameters", {}).items():
             tensors = {re.sub(pattern, new, name): tensor for name, tensor in tensors.items()}
-        model.load_state_dict(
-            {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
-        )
+        tensors = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
+        with torch.device("meta"):  # a damaged configuration could ask for more than the memory
+            build().load_state_dict(tensors, assign=True)
+        model = build()
+        model.load_state_dict(tensors)
     if not isinstance(model, expected):
         names = f"a {type(model).__name__}, but a {expected.__name__} was expected"
         raise DataError(f"{path} contains {names}: use another file")
@@ -386,10 +448,39 @@ def load_model(path: str | Path, expected: type[Model] = nn.Module) -> Model:
     return model.eval()
 
 
-def read_safetensors(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Metadata and tensors of a safetensors file."""
+def write_safetensors(path: Path, metadata: dict[str, str], tensors: dict[str, Tensor]) -> None:
+    """Write a safetensors file with a checksum (atomically). Equal content gives equal files: the
+    library alone would write the metadata in random order."""
+    metadata = metadata | {"checksum": _checksum(metadata, tensors)}
+    raw = save(tensors, metadata)
+    end = 8 + int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8:end]) | {"__metadata__": metadata}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(end - 8)
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        file.writelines([len(text).to_bytes(8, "little"), text, memoryview(raw)[end:]])
+
+
+def read_safetensors(
+    path: str | Path, with_tensors: bool = True
+) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of a safetensors file.
+
+    Raises:
+        DataError: the checksum of `write_safetensors` is wrong; earlier versions wrote none.
+    """
+    open(path, "rb").close()  # this error names the file; safe_open's reasons are misleading
     with safe_open(path, framework="pt") as file:
-        return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
+        names = file.keys() if with_tensors else ()
+        metadata, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in names}
+    checksum = metadata.pop("checksum", None)
+    if with_tensors and checksum not in (None, _checksum(metadata, tensors)):
+        raise DataError(f"{path} is damaged (its checksum is wrong): use another copy.")
+    return metadata, tensors
+
+
+def _checksum(metadata: dict[str, str], tensors: dict[str, Tensor]) -> str:
+    named = (part for name in sorted(tensors) for part in (name, tensors[name]))
+    return fingerprint(json.dumps(metadata, sort_keys=True), *named)
 
 
 def model_notes(path: str | Path) -> dict[str, Any]:
@@ -398,9 +489,13 @@ def model_notes(path: str | Path) -> dict[str, Any]:
     After a training with this library: "recipe", "data", "seed"; "epoch" of these weights; "epochs"
     that were requested; "finished", whether the training is complete; and fingerprints of the
     training data.
+
+    Raises:
+        DataError: `save_model` has not written this file.
     """
-    with safe_open(path, framework="pt") as file:
-        return json.loads((file.metadata() or {}).get("notes", "{}"))
+    advice = "use a file that `save_model` has written."
+    with explain_errors(f"{path} has no readable notes", advice):
+        return dict(json.loads(read_safetensors(path, False)[0].get("notes", "{}")))
 
 
 def mark_finished(path: Path, epochs: int) -> None:

@@ -15,16 +15,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from .checkpoints import atomic_write, explain_errors, read_safetensors
+from .checkpoints import explain_errors, read_safetensors, write_safetensors
+from .checks import check_tensor, check_whole
 from .data import ImageDataset, Split, batches, dihedral_transform, to_float
 from .vqvae import VQVAE, eval_mode
 
 SPLITS = ("train", "val", "test")
+PACKED_CODES = 2**16  # codes that are packed at a time; a multiple of 8, so that they fill bytes
 
 
 def pack_codes(codes: Tensor, bits: int) -> np.ndarray:
@@ -58,30 +59,12 @@ def unpack_codes(packed: np.ndarray, bits: int, shape: tuple[int, ...]) -> Tenso
     if packed.dtype != np.uint8 or packed.shape != (num_bytes,):
         found = f"{packed.dtype} {packed.shape}"
         raise ValueError(f"{found} can't be {count} codes of {bits} bits: expected ({num_bytes},)")
-    bit_matrix = np.unpackbits(packed, count=count * bits).reshape(count, bits)
-    codes = bit_matrix.astype(np.int64) @ (1 << np.arange(bits - 1, -1, -1))
-    return torch.from_numpy(codes).reshape(shape)
-
-
-def _expect(
-    name: str,
-    tensor: Tensor,
-    dtype: torch.dtype,
-    shape: tuple[int | None, ...],
-    end: int | None = None,
-) -> None:
-    """Check the dtype, shape (None: any length) and values (0..end-1) of a tensor.
-
-    Raises:
-        ValueError: one of them differs; the message starts with `name`.
-    """
-    actual = tensor.shape
-    fits = len(actual) == len(shape) and all(m in (None, n) for n, m in zip(actual, shape))
-    if tensor.dtype != dtype or not fits:
-        expected = str(shape).replace("None", "*")
-        raise ValueError(f"{name}: expected {dtype} {expected}, got {tensor.dtype} {tuple(actual)}")
-    if end is not None and tensor.numel() and (tensor.min() < 0 or tensor.max() >= end):
-        raise ValueError(f"{name}: expected 0..{end - 1}, got {tensor.min()}..{tensor.max()}")
+    codes, powers = torch.empty(count, dtype=torch.int64), 1 << np.arange(bits - 1, -1, -1)
+    for i, chunk in enumerate(codes.split(PACKED_CODES)):
+        part = packed[i * PACKED_CODES * bits // 8 :]
+        bit_matrix = np.unpackbits(part, count=len(chunk) * bits).reshape(len(chunk), bits)
+        np.matmul(bit_matrix, powers, out=chunk.numpy())
+    return codes.reshape(shape)
 
 
 @dataclass(eq=False, repr=False)
@@ -120,12 +103,12 @@ class EncodedDataset(Dataset):
     def _check(self) -> None:
         """Raise ValueError if an attribute differs from its description in the class docstring."""
         codes, codebook = self.codes, self.codebook
-        _expect("codebook", codebook, torch.float32, (None, None, None))
-        _expect("codes", codes, torch.int64, (None, None, None, None), codebook.shape[1])
+        check_tensor("codebook", codebook, torch.float32, (None, None, None))
+        check_tensor("codes", codes, torch.int64, (None, None, None, None), codebook.shape[1])
         end = 256 if self.classes is None else max(1, len(self.classes))
-        _expect("labels", self.labels, torch.int64, (len(codes),), end)
+        check_tensor("labels", self.labels, torch.int64, (len(codes),), end)
         for name, indices in zip(SPLITS, self.split, strict=True):
-            _expect(f"split.{name}", indices, torch.int64, (None,), len(codes))
+            check_tensor(f"split.{name}", indices, torch.int64, (None,), len(codes))
         all_indices = torch.cat(list(self.split))
         if len(all_indices.unique()) < len(all_indices):
             raise ValueError("split: expected each image at most once, got an image twice")
@@ -135,7 +118,8 @@ class EncodedDataset(Dataset):
             raise ValueError(f"expected 1 or {codes.shape[3]} codebooks, got {len(codebook)}")
         if self.augmented is not None:
             train = codes[self.split.train]
-            _expect("augmented", self.augmented, torch.int64, (8, *train.shape), codebook.shape[1])
+            shape = (8, *train.shape)
+            check_tensor("augmented", self.augmented, torch.int64, shape, codebook.shape[1])
             if not torch.equal(self.augmented[0], train):
                 raise ValueError("augmented: expected augmented[0] to be the codes of split.train")
 
@@ -188,21 +172,25 @@ class EncodedDataset(Dataset):
         for part, indices in enumerate(self.split):
             parts[indices] = part
         tensors = {
-            "packed": torch.from_numpy(pack_codes(self.codes, self.bits)),
+            "packed": self._pack(self.codes),
             "labels": self.labels.to(torch.uint8),
             "split": parts,
             "codebook": self.codebook.contiguous(),
         }
         if self.augmented is not None:
             ascending = self.augmented[1:, self.split.train.argsort()]
-            tensors["augmented"] = torch.from_numpy(pack_codes(ascending, self.bits))
+            tensors["augmented"] = self._pack(ascending)
         metadata = {
             "shape": "x".join(map(str, self.codes.shape)),
             "source": self.source,
             "classes": json.dumps(self.classes),
         }
-        with atomic_write(Path(path)) as temporary:
-            save_file(tensors, temporary, metadata=metadata)
+        write_safetensors(Path(path).expanduser(), metadata, tensors)
+
+    def _pack(self, codes: Tensor) -> Tensor:
+        """`pack_codes` in parts: all bits of 50,000 augmented images at once would take 7 GB."""
+        parts = codes.flatten().split(PACKED_CODES)
+        return torch.from_numpy(np.concatenate([pack_codes(part, self.bits) for part in parts]))
 
     @classmethod
     def load(cls, path: str | Path) -> EncodedDataset:
@@ -212,15 +200,16 @@ class EncodedDataset(Dataset):
             FileNotFoundError: no such file.
             DataError: the file was not written by `save`, or its content is damaged.
         """
-        if not Path(path).is_file():
+        path = Path(path).expanduser()
+        if not path.exists():
             raise FileNotFoundError(f"{path}: no such file")
         advice = "create one with `python -m vqlib encode` or EncodedDataset.save"
         with explain_errors(f"{path} is not a file of codes", advice):
             metadata, tensors = read_safetensors(path)
             shape = tuple(int(n) for n in metadata["shape"].split("x"))
             labels, parts = tensors["labels"], tensors["split"]
-            _expect("labels", labels, torch.uint8, shape[:1])
-            _expect("split", parts, torch.uint8, shape[:1], len(SPLITS))
+            check_tensor("labels", labels, torch.uint8, shape[:1])
+            check_tensor("split", parts, torch.uint8, shape[:1], len(SPLITS))
             codebook = tensors["codebook"].float()
             bits = (codebook.shape[1] - 1).bit_length()
             codes = unpack_codes(tensors["packed"].numpy(), bits, shape)
@@ -265,7 +254,7 @@ def encode_dataset(
     pixels, indices = data.pixels(size), torch.arange(len(data))
     image_batches = (images for images, _ in batches(pixels, indices, batch_size, shuffle=False))
     return EncodedDataset(
-        _encode(vqvae, image_batches, -(-len(data) // batch_size)),
+        _encode(vqvae, image_batches, len(data), batch_size),
         data.labels,
         split or data.split(),
         vqvae.quantizer.codebook.detach().float().cpu().clone(),
@@ -309,13 +298,14 @@ def add_augmented(
             yield dihedral_transform(images, index)
 
     for index in range(1, 8):
-        augmented.append(_encode(vqvae, transformed_batches(index), -(-len(train) // batch_size)))
+        augmented.append(_encode(vqvae, transformed_batches(index), len(train), batch_size))
     encoded.augmented = torch.stack(augmented)
 
 
-def _encode(vqvae: VQVAE, images: Iterator[Tensor], num_batches: int) -> Tensor:
-    """Codes of all batches, computed in eval() mode, on the CPU."""
-    steps = tqdm(images, "encoding", num_batches, leave=False, disable=None)
+def _encode(vqvae: VQVAE, images: Iterator[Tensor], count: int, batch_size: int) -> Tensor:
+    """Codes of `count` images in batches, computed in eval() mode, on the CPU."""
+    check_whole(batch_size=batch_size)
+    steps = tqdm(images, "encoding", -(-count // batch_size), leave=False, disable=None)
     with eval_mode(vqvae) as device:
         codes = [vqvae.encode(batch.to(device)).cpu() for batch in steps]
     return torch.cat(codes)

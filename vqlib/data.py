@@ -17,7 +17,6 @@ import json
 import math
 import os
 import shutil
-import time
 import uuid
 import zlib
 from collections.abc import Callable, Iterator
@@ -34,11 +33,13 @@ from PIL import Image, ImageOps
 from torch import Generator, Tensor
 from tqdm.auto import tqdm
 
-from .checkpoints import DataError, explain_errors, fingerprint, work_dir
+from .checkpoints import DataError, explain_errors, fingerprint, remove_abandoned, work_dir
+from .checks import check_tensor, check_whole
+from .distributed import rank, shard
 
 CACHE_VERSION = 2  # part of each cache's name; increase it when the stored pixels change
 BLOCK = 128  # images per block, the unit of writing and of checksums
-STALE_SECONDS = 600  # seconds without a write after which a partial cache is regarded as abandoned
+UNUSED_SECONDS = 30 * 24 * 3600  # without a use, after which a cache is deleted
 ResizeMode = Literal["crop", "squash"]
 
 # Which blocks of a file have been compared with their checksums in this process: bool (blocks,).
@@ -77,6 +78,9 @@ class ImageDataset:
         render: (int64 (n,) image indices, size) -> uint8 (n, size, size, 3), and `render_key`, a
             text that changes when the rendered images change.
 
+    Raises:
+        ValueError: the lists have different lengths, or a label is not an index into `classes`.
+
     Attributes:
         groups: int64 (N,), the number of each image's group in order of appearance. Replace it if
             two ids are known to name the same group.
@@ -97,7 +101,12 @@ class ImageDataset:
 
     def __post_init__(self) -> None:
         self.group_ids = self.image_ids if self.group_ids is None else self.group_ids
-        self.labels = torch.as_tensor(self.labels, dtype=torch.int64)
+        labels = torch.as_tensor(self.labels)
+        self.labels = labels if labels.is_floating_point() else labels.long()
+        check_tensor("labels", self.labels, torch.int64, (len(self),), max(1, len(self.classes)))
+        lengths = {len(self), len(self.group_ids), len(self.paths or self.image_ids)}
+        if len(lengths) > 1:
+            raise ValueError(f"image_ids, group_ids and paths have different lengths: {lengths}")
         numbers = {group: i for i, group in enumerate(dict.fromkeys(self.group_ids))}
         self.groups = torch.tensor([numbers[group] for group in self.group_ids])
 
@@ -155,9 +164,7 @@ class ImageDataset:
         # Written as "not (valid)", because every comparison with NaN is False.
         if not (len(fractions) == 3 and min(fractions) >= 0 and abs(sum(fractions) - 1) <= 1e-6):
             raise ValueError(f"fractions must be three numbers >= 0 that sum to 1, got {fractions}")
-        # 1.0 and True would have other hashes than 1.
-        if not isinstance(seed, int | np.integer) or isinstance(seed, bool):
-            raise ValueError(f"seed must be a whole number, got {seed!r}")
+        check_whole(-math.inf, seed=seed)  # 1.0 and True would have other hashes than 1
         if by not in ("group", "image"):
             raise ValueError(f'by must be "group" or "image", got {by!r}')
         if self.given_split is not None:
@@ -193,8 +200,7 @@ class ImageDataset:
             DataError: an image can't be read, or the disk is full (no partial file is left); or an
                 existing file is damaged.
         """
-        if not isinstance(size, int | np.integer) or size < 1:
-            raise ValueError(f"size must be a size in pixels >= 1, got {size!r}")
+        check_whole(size=size)
         if resize_mode not in ("crop", "squash"):
             raise ValueError(f'resize_mode must be "crop" or "squash", got {resize_mode!r}')
         name = f"{self.name}-{size}-{resize_mode}"
@@ -226,7 +232,7 @@ class ImageDataset:
         ):
             present = list(pool.map(lambda p: fingerprint(p.read_bytes()), self.paths))
         # The caches of any size and resize mode. A name may contain characters of patterns: [ ].
-        pattern = f"{glob.escape(self.name)}-*-{_key(self._inputs(), CACHE_VERSION)}"
+        pattern = f"{glob.escape(self.name)}-*-{_key(self._inputs())}"
         for folder in (work_dir() / "cache").glob(pattern):
             with explain_errors(f"{folder} is damaged", "delete this folder."):
                 recorded = json.loads((folder / "checksums.json").read_bytes())["pictures"]
@@ -366,8 +372,8 @@ def _read_folder_table(
 def read_table(table: Path, columns: tuple[str, ...], advice: str) -> list[tuple[int, dict]]:
     """Rows of a table with a header: (line number, {column: value}), values without outer spaces.
 
-    The delimiter is a comma, semicolon or tab, and the encoding UTF-8 or else Latin-1. Empty lines
-    are skipped.
+    The delimiter is a comma, semicolon or tab. The encoding is UTF-8, UTF-16 with a byte order mark
+    (Excel's "Unicode text"), or else Latin-1. Empty lines are skipped.
 
     Args:
         columns: the columns that the table must have.
@@ -378,8 +384,9 @@ def read_table(table: Path, columns: tuple[str, ...], advice: str) -> list[tuple
             another number of values than the header.
     """
     raw = table.read_bytes()
+    is_utf16 = raw.startswith((b"\xff\xfe", b"\xfe\xff"))
     try:
-        text = raw.decode("utf-8-sig")  # with or without the byte order mark that Excel writes
+        text = raw.decode("utf-16" if is_utf16 else "utf-8-sig")  # with or without a mark
     except UnicodeDecodeError:
         text = raw.decode("latin-1")
     header = text.partition("\n")[0]
@@ -388,8 +395,8 @@ def read_table(table: Path, columns: tuple[str, ...], advice: str) -> list[tuple
     try:
         names = [name.strip() for name in next(reader, [])]
         if missing := [name for name in columns if name not in names]:
-            found = ", ".join(names) or "nothing"
-            raise csv.Error(f"lacks the column {', '.join(missing)}; found {found}")
+            found = ", ".join(names)[:200]
+            raise csv.Error(f"lacks the column {', '.join(missing)}; found {found!r}")
         if repeated := [name for name in names if name and names.count(name) > 1]:
             raise csv.Error(f"more than one column {repeated[0]}")
         for values in reader:
@@ -439,7 +446,7 @@ class Pixels:
             if layout != (np.uint8, shape, -(-shape[0] // BLOCK)):
                 raise ValueError(f"expected uint8 {shape}, got {layout}")
             stat = self.path.stat()
-        self._images = torch.from_numpy(images)
+        self._images, self._file_size = torch.from_numpy(images), stat.st_size
         self.fingerprint = fingerprint(f"{shape} {self._checksums}")
         state = (self.path, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns, self.fingerprint)
         self._verified = _VERIFIED.setdefault(state, np.zeros(len(self._checksums), dtype=bool))
@@ -454,6 +461,9 @@ class Pixels:
     def __getitem__(self, index: int | slice | Tensor) -> Tensor:
         if not isinstance(index, slice):
             index = torch.as_tensor(index)
+        with suppress(FileNotFoundError):  # a deleted file can still be read
+            if self.path.stat().st_size < self._file_size:  # reading would kill the process
+                raise DataError(f"{self.path} has been cut short: {self._advice}")
         if not self._verified.all():
             self._verify(torch.arange(len(self))[index])
         if isinstance(index, Tensor) and index.ndim == 1 and index.dtype == torch.int64:
@@ -499,8 +509,9 @@ def read_image(path: Path) -> tuple[Image.Image, str]:
     except Image.DecompressionBombError as error:
         raise DataError(f"{path} is too large ({error}): scale the image down.") from error
     except Exception as error:  # PIL raises errors of many types for damaged files
+        reason = str(error).partition(" <_io")[0]  # without the address of an object
         raise DataError(
-            f"{path} can't be read as an image ({error}): it is damaged; get this file again."
+            f"{path} can't be read as an image ({reason}): it is damaged; get this file again."
         ) from error
     if mode in ("I", "F"):
         raise DataError(f"{path} has 32-bit pixels of unknown range. Convert it to 8-bit RGB.")
@@ -526,8 +537,7 @@ def load_or_build_cache(
 
     The folder is written under a temporary name and renamed when it is complete. Images and
     checksums therefore always belong together, an incomplete cache is never opened, and several
-    processes may build it at the same time. Caches of the same images that former versions of this
-    module have written are then removed.
+    processes may build it at the same time. Caches that were not used for 30 days are removed.
 
     Args:
         name: beginning of the folder's name: data set, size and resize mode.
@@ -542,15 +552,14 @@ def load_or_build_cache(
         DataError: the disk has not enough space or can't be written; no partial cache is left.
     """
     parent = work_dir() / "cache"
-    folder = parent / f"{name}-{_key(inputs, CACHE_VERSION)}"
+    folder = parent / f"{name}-{_key(inputs)}"
     if folder.is_dir():
+        with suppress(OSError):  # a folder that may only be read
+            os.utime(folder)  # the time of the last use
         return Pixels(folder, shape)
     parent.mkdir(exist_ok=True)
-    for other in parent.glob(f"*-{16 * '?'}-{8 * '?'}.part"):
-        with suppress(OSError):  # another process has just removed it
-            last_write = max(path.stat().st_mtime for path in (other, *other.iterdir()))
-            if time.time() - last_write > STALE_SECONDS:  # its process was killed
-                shutil.rmtree(other)
+    remove_abandoned(parent, f"*-{16 * '[0-9a-f]'}-{8 * '[0-9a-f]'}.part")
+    remove_abandoned(parent, f"*-{16 * '[0-9a-f]'}", UNUSED_SECONDS)
     partial = parent / f"{folder.name}-{uuid.uuid4().hex[:8]}.part"
     checksums, fingerprints = [], []
     try:
@@ -581,13 +590,11 @@ def load_or_build_cache(
             ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    for version in range(CACHE_VERSION):  # the same images as former versions stored them
-        shutil.rmtree(parent / f"{name}-{_key(inputs, version)}", ignore_errors=True)
     return Pixels(folder, shape)
 
 
-def _key(inputs: str, version: int) -> str:
-    return fingerprint(f"{version} {inputs}")
+def _key(inputs: str) -> str:
+    return fingerprint(f"{CACHE_VERSION} {inputs}")
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -721,6 +728,7 @@ def batches(
     epoch: int = 0,
     start: int = 0,
     shuffle: bool = True,
+    sharded: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """One epoch over the images `indices`, batch by batch.
 
@@ -734,6 +742,8 @@ def batches(
             augmentation.
         start: number of batches to skip.
         shuffle: False keeps the order of `indices`.
+        sharded: in a training on several processes, yield only this one's part of each batch. The
+            order of the images does not depend on the number of processes, their augmentation does.
 
     Yields:
         Images, float32 (B, 3, S, S) in [0, 1], channels_last; and their indices, int64 (B,).
@@ -741,6 +751,7 @@ def batches(
     Raises:
         ValueError: `indices` are not whole numbers but, for example, a mask.
     """
+    check_whole(batch_size=batch_size)
     indices = torch.as_tensor(indices, dtype=None if len(indices) else torch.int64)
     if indices.ndim != 1 or indices.dtype == torch.bool or indices.is_floating_point():
         raise ValueError(
@@ -752,11 +763,14 @@ def batches(
     for b, batch_indices in enumerate(indices.split(batch_size)):
         if b < start or not len(batch_indices):
             continue
+        if sharded:
+            batch_indices = shard(batch_indices, batch_size)
         images = pixels[batch_indices]
         if augment is None:
             yield to_float(images), batch_indices
         else:
-            yield augment(images, _make_generator(seed, epoch, b + 1)), batch_indices
+            key = (seed, epoch, b + 1, rank()) if sharded and rank() else (seed, epoch, b + 1)
+            yield augment(images, _make_generator(*key)), batch_indices
 
 
 def _make_generator(*key: int) -> Generator:

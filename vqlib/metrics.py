@@ -11,7 +11,7 @@ Paper: Wang et al., "Image Quality Assessment: From Error Visibility to Structur
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Protocol
 
@@ -23,6 +23,7 @@ from torchmetrics.functional.image import (
     structural_similarity_index_measure,
 )
 
+from .checks import check_tensor
 from .data import Pixels, batches, to_float
 from .pixelcnn import PixelCNN
 from .quantizer import count_codes, perplexity
@@ -56,6 +57,7 @@ def psnr(images: Tensor, targets: Tensor) -> Tensor:
         float (B,). Without the limit, the mean of these values is at least the PSNR of the mean MSE
         (Jensen's inequality).
     """
+    _check_images(images, targets)
     options = {"data_range": 1.0, "dim": (1, 2, 3), "reduction": "none"}
     return peak_signal_noise_ratio(images, targets, **options).clamp_max(MAX_PSNR)
 
@@ -78,7 +80,14 @@ def ssim(images: Tensor, targets: Tensor) -> Tensor:
     Returns:
         float (B,), at most 1.
     """
+    _check_images(images, targets)
     return structural_similarity_index_measure(images, targets, data_range=1.0, reduction="none")
+
+
+def _check_images(images: Tensor, targets: Tensor) -> None:
+    """Bytes in 0..255 and images of different shapes would give numbers, too, but wrong ones."""
+    check_tensor("images", images, torch.float32, ("B", 3, "H", "W"))
+    check_tensor("targets", targets, torch.float32, images.shape)
 
 
 @dataclass
@@ -103,6 +112,13 @@ class ReconstructionMetrics(ImageMetrics):
     """The same for a VQ-VAE, with its code counts."""
 
     counts: Tensor  # int64 (slots, K), how often each code was used
+
+    @classmethod
+    def join(cls, parts: list[ReconstructionMetrics]) -> ReconstructionMetrics:
+        """Metrics of all images, from those of parts of them."""
+        columns = ([getattr(part, field.name) for part in parts] for field in fields(cls))
+        *of_images, counts = columns
+        return cls(*map(torch.cat, of_images), torch.stack(counts).sum(0))
 
     @property
     def used(self) -> Tensor:
@@ -198,6 +214,8 @@ def code_bits(
         number of bits per code.
     """
     bits = []
+    if labels is not None:
+        check_tensor("labels", labels, torch.long, (len(codes),))
     with eval_mode(prior) as device:
         for start in range(0, len(codes), batch_size):
             batch = codes[start : start + batch_size].to(device)

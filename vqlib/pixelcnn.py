@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .checkpoints import register_model
+from .checks import check_tensor, check_whole
 from .quantizer import check_codes
 
 
@@ -324,6 +325,9 @@ class PixelCNN(nn.Module):
     ) -> None:
         # The arguments are saved with the weights, so that `load_model` can build the model.
         config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        check_whole(0, num_classes=num_classes)
+        sizes = ("num_embeddings", "codes_per_position", "conv_filters", "embedding_dim", "blocks")
+        check_whole(orientations=orientations, **{name: config[name] for name in sizes})
         super().__init__()
         self.config: dict[str, Any] = config
         slots = codes_per_position
@@ -391,6 +395,9 @@ class PixelCNN(nn.Module):
     ) -> Tensor:
         """Class- and orientation-dependent bias of n grids, for all blocks: float
         (n, blocks * 2C)."""
+        for name, values in (("labels", labels), ("orientations", orientations)):
+            if values is not None:
+                check_tensor(name, values, torch.long, (n,))
         if labels is None:
             labels = torch.full((n,), self.num_classes, device=self.label_embedding.weight.device)
         return (

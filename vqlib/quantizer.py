@@ -22,6 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .checkpoints import fingerprint
+from .checks import check_tensor, check_whole
+from .distributed import concatenate, from_rank_0, reduce_sum
 
 
 @torch.no_grad()
@@ -162,20 +164,17 @@ def check_finite(values: Tensor, name: str) -> None:
         )
 
 
-def check_codes(codes: Tensor, num_embeddings: int, slots: int) -> None:
-    """Raise an error for codes that are not int64 (B, h, w, slots) in 0..num_embeddings-1. All
-    slots share one embedding table, so a code out of range would select an embedding of another
-    slot.
+def check_codes(codes: Tensor, num_embeddings: int, slots: int | None) -> None:
+    """Raise an error for codes that are not int64 (B, h, w, slots) in 0..num_embeddings-1; None
+    allows any number of slots. All slots share one embedding table, so a code out of range would
+    select an embedding of another slot.
 
     Raises:
         ValueError: wrong shape or dtype, or a code out of range. Codes on a GPU that are out of
             range trigger a device-side assert instead, because reading the result would force a
             synchronization in every training step.
     """
-    if codes.ndim != 4 or codes.shape[-1] != slots or codes.dtype != torch.long:
-        raise ValueError(
-            f"codes must be int64 (B, h, w, {slots}), got {codes.dtype} {tuple(codes.shape)}"
-        )
+    check_tensor("codes", codes, torch.long, (None, "h", "w", slots))
     in_range = ((codes >= 0) & (codes < num_embeddings)).all()
     if codes.is_cuda:
         torch._assert_async(in_range, f"codes must lie in 0..{num_embeddings - 1}")
@@ -229,6 +228,9 @@ class VectorQuantizer(nn.Module):
     - `restart_after`: a code that has not been used for this many batches is replaced by a random
       vector of the current batch.
 
+    In a training on several processes, the batch is that of all processes together: counts and sums
+    are added over them, so that all of them hold the same codebook (see `distributed`).
+
     Args:
         num_embeddings: K, number of vectors in a codebook.
         embedding_dim: D, dimension of a codebook vector.
@@ -254,6 +256,7 @@ class VectorQuantizer(nn.Module):
         data_init: bool = False,
         restart_after: int | None = None,
     ) -> None:
+        check_whole(num_embeddings=num_embeddings, codebooks=codebooks)
         super().__init__()
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
         self.commitment_cost, self.ema_decay = commitment_cost, ema_decay
@@ -276,15 +279,15 @@ class VectorQuantizer(nn.Module):
         """Quantize a feature map.
 
         Args:
-            z: float (B, slots * embedding_dim, H, W). It is quantized in float32, even under
-                autocast.
+            z: float (B, slots * embedding_dim, H, W). It is quantized in the codebook's dtype,
+                float32, even under autocast. In train() mode each process has the same shape.
 
         Raises:
             ValueError: the number of channels is not a multiple of embedding_dim; the number of
                 codebooks is neither 1 nor the number of slots; or the batch that initializes the
                 codebook contains NaN or infinity.
         """
-        z = z.float()
+        z = z.to(self.codebook.dtype)
         flat_inputs = self._flatten(z)  # (codebooks, N, D)
         if self.training and not self._initialized:
             self._initialize(flat_inputs)
@@ -298,22 +301,27 @@ class VectorQuantizer(nn.Module):
         if self.ema_decay is None:
             codebook_loss = F.mse_loss(quantized, z.detach())
             loss = loss + codebook_loss
+        counts = count_codes(encoding_indices, self.num_embeddings)  # (slots, K)
         if self.training:
-            self._update_codebook(flat_inputs, flat_indices)
+            counts = reduce_sum(counts)
+            self._update_codebook(flat_inputs, flat_indices, counts)
 
         quantized = self.straight_through(z, quantized)
-        slot_perplexities = perplexity(count_codes(encoding_indices, self.num_embeddings))
-        return QuantizerOutput(
-            quantized, encoding_indices, loss, slot_perplexities.log().mean().exp()
-        )
+        batch_perplexity = perplexity(counts).log().mean().exp()
+        return QuantizerOutput(quantized, encoding_indices, loss, batch_perplexity)
 
     def _initialize(self, flat_inputs: Tensor) -> None:
         """Initialize the codebook with vectors of this batch, unless that has been done. Called
         only once, because each read of the buffer synchronizes with the GPU."""
         if not self.initialized:
             check_finite(flat_inputs, "the features that initialize the codebook")
-            self._set_all(_random_vectors(flat_inputs, self.num_embeddings))
+            self._set_all(self._random_inputs(flat_inputs))
         self._initialized = True
+
+    def _random_inputs(self, flat_inputs: Tensor) -> Tensor:
+        """Random vectors of the batch, float (codebooks, K, D), the same ones on all processes."""
+        vectors = concatenate(flat_inputs, dim=1)
+        return from_rank_0(_random_vectors(vectors, self.num_embeddings))
 
     def _set_all(self, vectors: Tensor) -> None:
         """Start again with this codebook, float (codebooks, K, D)."""
@@ -342,7 +350,7 @@ class VectorQuantizer(nn.Module):
         Raises:
             ValueError: the outputs contain NaN or infinity.
         """
-        self._set_all(k_means(self._flatten(z.float()), self.num_embeddings))
+        self._set_all(k_means(self._flatten(z), self.num_embeddings))
 
     def encode(self, z: Tensor) -> Tensor:
         """Codes int64 (B, H, W, slots) of a feature map, float (B, slots * embedding_dim, H, W).
@@ -355,7 +363,7 @@ class VectorQuantizer(nn.Module):
         """
         check_finite(z, "the features to be encoded")
         check_finite(self.codebook, "the codebook")
-        flat_indices = nearest_codes(self._flatten(z.float()), self.codebook)
+        flat_indices = nearest_codes(self._flatten(z), self.codebook)
         return self._unflatten_indices(flat_indices, z.shape)
 
     def quantize(self, encoding_indices: Tensor) -> Tensor:
@@ -368,10 +376,11 @@ class VectorQuantizer(nn.Module):
             float32 (B, slots * embedding_dim, H, W).
 
         Raises:
-            ValueError: a code is outside 0..num_embeddings-1.
+            ValueError: wrong shape or dtype, or a code outside 0..num_embeddings-1.
         """
         # On the CPU, so that a GPU raises the same error.
-        check_codes(encoding_indices.cpu(), self.num_embeddings, encoding_indices.shape[-1])
+        slots = None if self.codebooks == 1 else self.codebooks
+        check_codes(encoding_indices.cpu(), self.num_embeddings, slots)
         return self.look_up(encoding_indices)
 
     def look_up(self, encoding_indices: Tensor) -> Tensor:
@@ -396,7 +405,8 @@ class VectorQuantizer(nn.Module):
                 f"{self.codebooks} codebook(s): expected slots * embedding_dim channels, and "
                 "either one codebook for all slots or one codebook per slot"
             )
-        vectors = z.permute(0, 2, 3, 1).reshape(batch * height * width, slots, self.embedding_dim)
+        channels_last = z.to(self.codebook.dtype).permute(0, 2, 3, 1)
+        vectors = channels_last.reshape(batch * height * width, slots, self.embedding_dim)
         if self.codebooks == 1:
             return vectors.reshape(1, -1, self.embedding_dim)
         return vectors.transpose(0, 1).contiguous()
@@ -408,12 +418,12 @@ class VectorQuantizer(nn.Module):
         return flat_indices.reshape(batch, height, width, -1)
 
     @torch.no_grad()
-    def _update_codebook(self, flat_inputs: Tensor, flat_indices: Tensor) -> None:
+    def _update_codebook(self, flat_inputs: Tensor, flat_indices: Tensor, counts: Tensor) -> None:
         """Update the codebook by its EMA, then replace the codes that were unused for too long."""
-        cluster_size = count_codes(flat_indices.T, self.num_embeddings)
+        cluster_size = counts if self.codebooks > 1 else counts.sum(0, keepdim=True)
         if self.ema_decay is not None:
-            vector_sum = _sum_by_code(flat_inputs, flat_indices, self.num_embeddings)
-            self.ema_cluster_size.lerp_(cluster_size.float(), 1 - self.ema_decay)
+            vector_sum = reduce_sum(_sum_by_code(flat_inputs, flat_indices, self.num_embeddings))
+            self.ema_cluster_size.lerp_(cluster_size.to(vector_sum), 1 - self.ema_decay)
             self.ema_sum.lerp_(vector_sum, 1 - self.ema_decay)
             # For a code that is unused for long, sum and cluster size both decay to 0. Keep its
             # codebook vector instead of dividing 0 by 0.
@@ -424,7 +434,7 @@ class VectorQuantizer(nn.Module):
         if self.restart_after is not None:
             expired = self.steps_unused >= self.restart_after
             if expired.is_cuda or expired.any():  # on a GPU, the check costs more than the reset
-                self._reset_codes(expired, _random_vectors(flat_inputs, self.num_embeddings))
+                self._reset_codes(expired, self._random_inputs(flat_inputs))
 
     @torch.no_grad()
     def _reset_codes(self, which: Tensor, new_vectors: Tensor) -> None:

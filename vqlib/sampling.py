@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from .checks import check_tensor, check_whole
 from .metrics import code_bits
 from .pixelcnn import GatedBlock, PixelCNN
 from .vqvae import eval_mode
@@ -59,8 +60,7 @@ def filter_logits(
         # Subtract the maximum, which would overflow at a low temperature.
         logits = (logits - logits.amax(-1, keepdim=True)) / temperature
     if top_k is not None:
-        if top_k < 1:
-            raise ValueError(f"top_k must be at least 1, got {top_k}")
+        check_whole(top_k=top_k)
         threshold = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[..., -1:]
         logits = logits.masked_fill(logits < threshold, -torch.inf)
     if top_p is not None and not 0 < top_p <= 1:
@@ -264,8 +264,7 @@ def initial_grid(
     device: torch.device,
 ) -> tuple[Tensor, Tensor]:
     """The initial grid, int64 (n, h, w, slots), and the mask of kept positions, bool (h, w)."""
-    if n < 1:
-        raise ValueError(f"n must be at least 1, got {n}")
+    check_whole(n=n)
     if (given is None) != (keep is None):
         raise ValueError(
             "given and keep go together: the codes, and the mask of positions where they stay"
@@ -274,14 +273,8 @@ def initial_grid(
         if len(grid) != 2 or min(grid) < 1:
             raise ValueError(f"grid must be (h, w), each at least 1, got {grid}")
         given, keep = torch.zeros(n, *grid, prior.slots).long(), torch.zeros(grid).bool()
-    fits = given.ndim == 4 and given.shape[::3] == (n, prior.slots) and given.numel()
-    if not fits or keep.shape != given.shape[1:3]:
-        raise ValueError(
-            f"given must be ({n}, h, w, {prior.slots}) and keep (h, w), got "
-            f"{tuple(given.shape)} and {tuple(keep.shape)}"
-        )
-    if given.dtype != torch.long or keep.dtype != torch.bool:
-        raise ValueError(f"given must be int64 and keep bool, got {given.dtype} and {keep.dtype}")
+    check_tensor("given", given, torch.long, (n, "h", "w", prior.slots))
+    check_tensor("keep", keep, torch.bool, given.shape[1:3])
     given, keep = given.to(device), keep.to(device)
     codes = given.masked_fill(~keep[..., None], 0).contiguous()
     if not 0 <= codes.min() <= codes.max() < prior.num_embeddings:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,19 +26,25 @@ from torch import Tensor, nn
 from torchvision.utils import save_image
 from tqdm.auto import tqdm
 
+from . import distributed
 from .checkpoints import (
+    RESTART_ADVICE,
+    WRITE_ADVICE,
     DataError,
+    atomic_write,
     deferred_signals,
     describe,
+    explain_errors,
     fingerprint,
     load_model,
     mark_finished,
     open_run,
     save_model,
 )
+from .checks import check_whole
 from .codes import EncodedDataset
 from .data import ImageDataset, Split, batches, random_dihedral, rotate_and_flip
-from .metrics import code_bits, evaluate_vqvae
+from .metrics import ReconstructionMetrics, code_bits, evaluate_vqvae
 from .pixelcnn import PixelCNN, PixelRCNN
 from .quantizer import codebook_fingerprint
 from .vqvae import IMAGENET_MEAN, VQVAE, eval_mode
@@ -67,10 +73,12 @@ class Schedule:
 
 
 def pick_device() -> torch.device:
-    """The first of CUDA, Apple's MPS and the CPU that is available."""
+    """The first of CUDA, Apple's MPS and the CPU that is available. Several processes can't
+    exchange tensors on MPS."""
     if torch.cuda.is_available():
         return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    mps = torch.backends.mps.is_available() and distributed.world_size() == 1
+    return torch.device("mps" if mps else "cpu")
 
 
 @dataclass(frozen=True)
@@ -121,7 +129,8 @@ class Progress:
 
     def start(self, title: str, total: int, done: int, folder: Path) -> None:
         """`folder`: of the run, with the log of the `done` steps that were trained before."""
-        self.bar = tqdm(desc=title, total=total, initial=done, unit="batch", disable=None)
+        hide = distributed.rank() > 0 or None  # None: unless in a terminal
+        self.bar = tqdm(desc=title, total=total, initial=done, unit="batch", disable=hide)
 
     def step(self, step: int, logs: dict[str, float]) -> None:
         if self.bar is not None:
@@ -170,14 +179,18 @@ def fit(
 ) -> Path:
     """Train `model` in place; continue from the run's checkpoint if there is one.
 
-    The order of the loop and most names are those of nanoGPT's train.py (Karpathy).
+    The order of the loop and most names are those of nanoGPT's train.py (Karpathy). With a process
+    group (see `distributed`), all ranks call this function, and only rank 0 writes. BatchNorm then
+    normalizes each rank's part of a batch by itself on the CPU, and the whole batch (SyncBatchNorm)
+    on GPUs; its running statistics are averaged over the ranks.
 
     Args:
         config: identifies the run, see `checkpoints.describe`; "seed", "model", "epochs" and "lr"
             are added. A folder with another config is refused.
         schedule: settings of the optimizer.
         get_batches: (epoch, first batch) -> the batches of that epoch from there on. They must
-            depend on nothing else, or a resumed run would differ from an uninterrupted one.
+            depend on nothing else but the rank, or a resumed run would differ from an
+            uninterrupted one.
         compute_loss: batch -> loss and further values to log, scalars on the device. The batch is
             as `get_batches` yields it, see `to_device`.
         evaluate: (folder, epoch, counted from 1) -> held-out results to log, and images for
@@ -200,14 +213,18 @@ def fit(
         FloatingPointError: the loss is no longer finite.
         TrainingStopped: training was stopped; a checkpoint has been written.
     """
-    if epochs < 1 or steps_per_epoch < 1:
-        raise ValueError(f"nothing to train: {epochs} epochs of {steps_per_epoch} batches")
+    check_whole(epochs=epochs)
+    if steps_per_epoch < 1:
+        raise ValueError("nothing to train: the training split is empty")
     schedule = schedule if lr is None else replace(schedule, lr=lr)
     config = {"seed": seed, "model": getattr(model, "config", {}), **config}
     config |= {"epochs": epochs, "lr": schedule.lr}
     device = pick_device() if device is None else torch.device(device)
     precision = Precision.choose(device)
     model.to(device, memory_format=torch.channels_last)
+    if device.type == "cuda" and distributed.world_size() > 1:
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place
+    statistics = [b for name, b in model.named_buffers() if name.endswith(BATCH_STATISTICS)]
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=schedule.lr)
     scaler = torch.amp.GradScaler(device.type, enabled=precision.dtype == torch.float16)
@@ -215,18 +232,22 @@ def fit(
     torch.manual_seed(seed)
     with (
         open_run(run, config, lr=lr, extend=extend) as opened,
-        open(opened.log_path, "a", buffering=1) as file,
         deferred_signals() as stop_requested,
     ):
         if opened.state is None:
             initialize()
+        for tensor in model.state_dict().values():
+            distributed.from_rank_0(tensor)
+        if distributed.rank() > 0:  # so that the ranks have different dropout masks
+            torch.manual_seed(seed + distributed.rank())
         ema = None if schedule.ema_decay is None else _copy_of_weights(model)
         kept_state = {} if kept_state is None else kept_state
         state = TrainingState(model, optimizer, scaler, ema, kept_state, device)
-        log = _Log(file, progress, steps_per_epoch, every=1 if device.type == "cpu" else LOG_EVERY)
-        if opened.state is not None:
-            state.load(opened.state)
-        log.truncate(0 if opened.state is None else opened.state["log_bytes"])
+        every = 1 if device.type == "cpu" else LOG_EVERY
+        log = _Log(opened.log_path, progress, steps_per_epoch, every)
+        with explain_errors(f"{opened.checkpoint_path} is not of this training", RESTART_ADVICE):
+            log_bytes = 0 if opened.state is None else state.load(opened.state)
+        log.truncate(log_bytes)
         step, total = state.step, epochs * steps_per_epoch
         saved_at = time.monotonic()
 
@@ -246,6 +267,7 @@ def fit(
                 # backward
                 optimizer.zero_grad(set_to_none=True)
                 scaler.scale(loss).backward()
+                distributed.average([p.grad for p in parameters if p.grad is not None] + statistics)
                 # clip
                 if schedule.grad_clip is not None:
                     scaler.unscale_(optimizer)
@@ -267,16 +289,18 @@ def fit(
                         held_out, images = evaluate(opened.folder, epoch + 1)
                     log.write({"step": step, "epoch": epoch + 1, "held_out": held_out})
                     progress.epoch(held_out, images)
-                    if images is not None:
-                        path = opened.folder / f"epoch_{epoch + 1:03d}.png"
-                        save_image(images, path, nrow=len(images) // 2)
+                    if images is not None and distributed.rank() == 0:
+                        with atomic_write(opened.folder / f"epoch_{epoch + 1:03d}.png") as path:
+                            save_image(images, path, nrow=len(images) // 2, format="png")
                 # save
-                stopping = stop_requested()
-                if epoch_ends or stopping or time.monotonic() - saved_at > save_every:
+                stopping = distributed.any_rank(stop_requested())
+                save_due = distributed.any_rank(time.monotonic() - saved_at > save_every)
+                if epoch_ends or stopping or save_due:
                     log.flush(state.step, schedule.lr)
                     state.step = step  # of the last checkpoint
-                    opened.save(state.to_save() | {"log_bytes": opened.log_path.stat().st_size})
+                    opened.save(state.to_save(log_bytes=log.path.stat().st_size))
                     saved_at = time.monotonic()
+                    distributed.barrier()  # torchrun ends all ranks when the first one has stopped
                 if stopping:
                     progress.close()
                     raise TrainingStopped(
@@ -311,9 +335,11 @@ class TrainingState:
     device: torch.device
     step: int = 0  # steps done at the last checkpoint
 
-    def to_save(self) -> dict[str, Any]:
+    def to_save(self, log_bytes: int) -> dict[str, Any]:
         """The content of a checkpoint."""
-        on_gpu = self.device.type == "cuda"
+        rng, cuda_rng = torch.get_rng_state(), None
+        if self.device.type == "cuda":
+            cuda_rng = distributed.concatenate(torch.cuda.get_rng_state(self.device)[None])
         return {
             "step": self.step,
             "model": self.model.state_dict(),
@@ -321,23 +347,30 @@ class TrainingState:
             "scaler": self.scaler.state_dict(),
             "ema": self.ema,
             "kept_state": self.kept_state,
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state(self.device) if on_gpu else None,
+            "rng": distributed.concatenate(rng[None]),  # (ranks, bytes)
+            "cuda_rng": cuda_rng,
+            "log_bytes": log_bytes,
         }
 
-    def load(self, saved: dict[str, Any]) -> None:
-        """The inverse of `to_save`, in place."""
+    def load(self, saved: dict[str, Any]) -> int:
+        """The inverse of `to_save`, in place; returns `log_bytes`."""
         self.step = saved["step"]
         for name in ("model", "optimizer", "scaler"):
             getattr(self, name).load_state_dict(saved[name])
         for name, average in (self.ema or {}).items():
             average.copy_(saved["ema"][name])
         self.kept_state.update(saved["kept_state"])
-        torch.set_rng_state(saved["rng"])
+        rng = torch.atleast_2d(saved["rng"])  # (ranks, bytes), and (bytes,) in older files
+        if distributed.rank() < len(rng):  # else the run had fewer ranks so far
+            torch.set_rng_state(rng[distributed.rank()].clone())  # a view would crash it
         if self.device.type == "cuda" and saved["cuda_rng"] is not None:
-            torch.cuda.set_rng_state(saved["cuda_rng"], self.device)
+            cuda_rng = torch.atleast_2d(saved["cuda_rng"])
+            if distributed.rank() < len(cuda_rng):
+                torch.cuda.set_rng_state(cuda_rng[distributed.rank()].clone(), self.device)
+        return saved["log_bytes"]
 
 
+BATCH_STATISTICS = ("running_mean", "running_var")  # buffers of BatchNorm
 LOG_EVERY = 20  # steps between two reads of logged values from a GPU; each read synchronizes
 
 
@@ -345,7 +378,7 @@ LOG_EVERY = 20  # steps between two reads of logged values from a GPU; each read
 class _Log:
     """The values of the steps since the last flush, which stay on the device, and the log file."""
 
-    file: TextIO
+    path: Path
     progress: Any
     steps_per_epoch: int
     every: int
@@ -353,11 +386,17 @@ class _Log:
     recent: list[float] = field(default_factory=list)  # losses of up to 100 batches of this epoch
 
     def truncate(self, size: int) -> None:
-        """Remove the lines after a checkpoint: their steps will be repeated."""
-        self.file.truncate(min(size, os.fstat(self.file.fileno()).st_size))
+        """Remove the lines after a checkpoint, because their steps will be repeated, and a line
+        that is cut short, because the next one would be appended to it."""
+        if distributed.rank() == 0:
+            self.path.touch()
+            os.truncate(self.path, self.path.read_bytes()[:size].rfind(b"\n") + 1)
 
     def write(self, line: dict[str, Any]) -> None:
-        self.file.write(json.dumps(line) + "\n")
+        if distributed.rank() == 0:
+            with explain_errors(f"{self.path} could not be written", WRITE_ADVICE):
+                with self.path.open("a") as file:
+                    file.write(json.dumps(line) + "\n")
 
     def add(self, step: int, epoch: int, loss: Tensor, extra: dict[str, Tensor]) -> None:
         values = torch.stack([loss.detach(), *(v.detach() for v in extra.values())]).float()
@@ -369,8 +408,11 @@ class _Log:
         Raises:
             FloatingPointError: a loss is not finite.
         """
-        rows = torch.stack([values for *_, values in self.waiting]).tolist() if self.waiting else []
-        for (step, epoch, names, _), row in zip(self.waiting, rows, strict=True):
+        if not self.waiting:
+            return
+        rows = torch.stack([values for *_, values in self.waiting])
+        distributed.average([rows])
+        for (step, epoch, names, _), row in zip(self.waiting, rows.tolist(), strict=True):
             if not math.isfinite(row[0]):
                 raise FloatingPointError(
                     f"the loss is {row[0]} at step {step}; nothing after step {saved_step} is "
@@ -528,9 +570,13 @@ def train_vqvae(
         TrainingStopped: training was stopped; a checkpoint has been written.
     """
     epochs = recipe.vqvae_epochs if epochs is None else epochs
-    split, pixels = recipe.split(data), data.pixels(size, recipe.resize_mode)
+    split = recipe.split(data)
+    with distributed.rank_0_first():
+        pixels = data.pixels(size, recipe.resize_mode)
     if not len(split.val):
-        raise DataError(f"{data} has no images in the validation split: use a larger data set")
+        raise DataError(f"the validation split of {data} is empty: use a larger data set")
+    if len(split.val) < distributed.world_size():
+        raise DataError(f"{data} has fewer images in the validation split than there are processes")
     preview_images, _ = next(batches(pixels, split.val[:8], batch_size=8, shuffle=False))
     torch.manual_seed(seed)
     vqvae = recipe.vqvae()
@@ -541,7 +587,9 @@ def train_vqvae(
             vqvae.initialize_from_data(to_device(next(initial)[0], vqvae))
 
     # The remaining arguments are the epoch and the first batch.
-    get_batches = partial(batches, pixels, split.train, recipe.batch_size, recipe.augment, seed)
+    get_batches = partial(
+        batches, pixels, split.train, recipe.batch_size, recipe.augment, seed, sharded=True
+    )
 
     def compute_loss(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         out = vqvae(to_device(batch[0], vqvae))
@@ -549,7 +597,8 @@ def train_vqvae(
         return out.loss, {name: getattr(out, name) for name in logged}
 
     def evaluate(folder: Path, epoch: int) -> tuple[dict[str, float], Tensor]:
-        metrics = evaluate_vqvae(vqvae, pixels, split.val)
+        measure = partial(evaluate_vqvae, vqvae, pixels)
+        metrics = ReconstructionMetrics.join(distributed.map_parts(measure, split.val))
         with eval_mode(vqvae) as device:
             reconstructions = vqvae(preview_images.to(device)).reconstruction.cpu()
         return metrics.summary(), torch.cat([preview_images, reconstructions])
@@ -621,7 +670,9 @@ def train_prior(
     epochs = recipe.prior_epochs if epochs is None else epochs
     train, val = encoded.split.train, encoded.split.val
     if not len(val):
-        raise DataError(f"{encoded} has no images in the validation split: encode more images")
+        raise DataError(f"the validation split is empty ({encoded}): encode more images")
+    if len(val) < distributed.world_size():
+        raise DataError(f"{encoded} has fewer images in the validation split than processes")
     torch.manual_seed(seed)
     predicts_vectors = recipe.prior is PixelRCNN
     # The training grids in all orientations, int64 (orientations, n, h, w, slots).
@@ -645,7 +696,8 @@ def train_prior(
     def get_batches(epoch: int, start: int) -> Iterator[Tensor]:
         generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
         order = torch.randperm(len(train), generator=generator)
-        return iter(order.split(recipe.batch_size)[start:])  # positions in `train`
+        for positions in order.split(recipe.batch_size)[start:]:  # in `train`
+            yield distributed.shard(positions, recipe.batch_size)
 
     def mse_loss(positions: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         vectors = to_device(encoded.vectors(train[positions]), prior)
@@ -684,7 +736,10 @@ def train_prior(
             save_model(prior, path, **now, val_mse=mse)
             return {"mse": mse, "mse_over_variance": mse / float(variance)}, None
         measure = prior.bits_bound if hasattr(prior, "bits_bound") else partial(code_bits, prior)
-        bits = float(measure(encoded.codes[val], encoded.labels[val]).mean())
+        bits_of_parts = distributed.map_parts(
+            lambda part: measure(encoded.codes[part], encoded.labels[part]), val
+        )
+        bits = float(torch.cat(bits_of_parts).mean())
         if bits < kept_state["best"]:
             kept_state["best"] = bits
             save_model(prior, path, **now, val_bits=bits)

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .checkpoints import register_model
+from .checks import check_tensor, check_whole
 from .quantizer import VectorQuantizer, check_codes, check_finite, codebook_fingerprint
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -139,6 +140,7 @@ class VQVAE(nn.Module):
     ) -> None:
         if network not in NETWORKS:
             raise ValueError(f"network must be one of {', '.join(NETWORKS)}, got {network!r}")
+        check_whole(embedding_dim=embedding_dim)
         if codebooks is None:
             codebooks = CHANNELS[-1] // embedding_dim
         # The arguments are saved with the weights, so that `load_model` can build the model.
@@ -289,13 +291,10 @@ class VQVAE(nn.Module):
         Args:
             check_range: also check the pixel values; on a GPU this forces a synchronization.
         """
-        is_image_batch = images.ndim == 4 and images.shape[1] == 3 and images.numel()
-        is_divisible = not any(side % DOWNSCALE for side in images.shape[2:])
-        if not is_image_batch or not is_divisible or images.dtype != torch.float32:
-            raise ValueError(
-                f"expected at least one image, float32 (B, 3, H, W) with pixels in [0, 1], and H "
-                f"and W divisible by {DOWNSCALE}, got {images.dtype} {tuple(images.shape)}"
-            )
+        check_tensor("images", images, torch.float32, ("B", 3, "H", "W"))
+        if any(side % DOWNSCALE for side in images.shape[2:]):
+            size = tuple(images.shape[2:])
+            raise ValueError(f"images: expected H and W divisible by {DOWNSCALE}, got {size}")
         if check_range:
             low, high = (float(value) for value in images.aminmax())  # NaN if any pixel is NaN
             if not -OVERSHOOT <= low <= high <= 1 + OVERSHOOT:

@@ -4,22 +4,32 @@
 lowest squared error, but it is smooth: hairs and pigment network, whose position the codes do
 not determine, are averaged away. `RealisticDecoder` samples the residual r = photograph - decoded
 image from an approximation of p(r | decoded image). The detail is plausible and *invented*: it is
-not evidence of anything, and two samples differ in it. If the decoded image is the mean, a perfect
-sample has exactly twice its squared error, that is 3 dB less PSNR (Blau and Michaeli 2018).
+not evidence of anything, and two samples differ in it. If the decoded image is the mean, the
+expected squared error of a perfect sample is exactly twice that of the mean, which costs 3 dB (Blau
+and Michaeli 2018).
 
-The sampler is a flow. A network v learns the velocity that moves noise to residuals along straight
-lines, and sampling integrates dx/dt = v(x, t, decoded) from t = 0 (noise) to t = 1 (residual):
+How much detail is missing differs between photographs: the root mean square (rms) of the residual
+of sharp images is several times that of smooth ones. It is a single number, which the network
+cannot read from noise, because averages over many values of noise are all equal. It is therefore
+sampled first, from a log-normal distribution that depends on the roughness of the decoded image,
+the rms difference of neighboring pixels. The flow is conditioned on it:
 
-    x_t = (1 - t) * noise + t * r        loss = E |v(x_t, t, decoded) - (r - noise)|^2
+    log rms ~ Normal(a + b * log(roughness(decoded)), std^2)        r / rms ~ flow(decoded, rms)
 
-Here r and x are the principal components of patches of 4x4 pixels of the residual, each scaled to
-variance 1. In pixels, fine detail and color have much less energy than coarse brightness; white
-noise would dominate them, and a small amount of remaining noise would be visible. White noise in
-these components has the covariance of residuals, so that an untrained network already adds noise of
-the right strength in each component.
+A network v learns the velocity that moves noise to normalized residuals along straight lines, and
+sampling integrates dx/dt = v(x, t, decoded, rms) from t = 0 (noise) to t = 1 (residual):
 
-The network reads a neighborhood of each pixel only, so it is trained on crops and applied to
-images of any size.
+    x_t = (1 - t) * noise + t * r / rms
+    loss = E |v(x_t, t, decoded, rms) - (r / rms - noise)|^2
+
+Here r / rms and x are the principal components of patches of 4x4 pixels. Each is scaled to a
+variance of about 1, and the weakest ones to less. In pixels, fine detail and color have much less
+energy than coarse brightness; white noise would dominate them, and a small amount of remaining
+noise would be visible. White noise in these components has roughly the covariance of residuals, so
+that an untrained network already adds noise of about the right strength in each component.
+
+Except for the rms, the network reads a neighborhood of each pixel only, so it is trained on crops
+and applied to images of any size.
 
 Papers: flow matching: Lipman et al. (2023), arXiv:2210.02747; rectified flow: Liu et al. (2023),
 arXiv:2209.03003; t from a logit-normal distribution: Esser et al. (2024), arXiv:2403.03206, section
@@ -38,13 +48,31 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..checkpoints import register_model
+from ..metrics import to_8_bit
 from ..training import Precision
 from ..vqvae import eval_mode
 
 PATCH = 4  # pixels of a side that one position of the network's first level represents
 COMPONENTS = 3 * PATCH**2
-LEAST_STD = 1 / 255
+LEAST_RMS = 0.5 / 255  # half a gray level, so that logarithms and quotients are finite
+LEAST_STD = 0.2  # of normalized residuals, whose rms over all pixels of an image is 1
 TIME_FREQUENCIES = 32
+
+
+def root_mean_square(images: Tensor) -> Tensor:
+    """Root mean square of each image, (B, C, H, W) to (B,)."""
+    return images.square().mean((1, 2, 3)).sqrt()
+
+
+def roughness(images: Tensor) -> Tensor:
+    """Rms difference of horizontally and vertically neighboring pixels, (B, C, H, W) to (B,).
+
+    Images are rounded to 8 bits first, because rounding makes smooth images rougher, and decoded
+    images are stored in 8 bits for the training.
+    """
+    pixels = to_8_bit(images)
+    across, down = (root_mean_square(pixels.diff(dim=dim)) for dim in (-1, -2))
+    return (across.square() + down.square()).sqrt()
 
 
 class TimedBlock(nn.Module):
@@ -84,7 +112,7 @@ class ChannelNorm(nn.LayerNorm):
 class RealisticDecoder(nn.Module):
     """Conditional flow from noise to residuals.
 
-    Call `initialize_from_residuals` before training.
+    Call `fit_statistics` before training.
 
     Args:
         channels: channels of the two levels, whose positions are patches of 4x4 and 8x8 pixels.
@@ -111,8 +139,10 @@ class RealisticDecoder(nn.Module):
 
         self.register_buffer("basis", torch.eye(COMPONENTS))  # rows: orthonormal directions
         self.register_buffer("component_std", torch.ones(COMPONENTS))
+        # log rms = [0] + [1] * log roughness, with an error of standard deviation [2]
+        self.register_buffer("rms_model", torch.tensor([-4.0, 0.0, 0.3]))
         self.time_embedding = nn.Sequential(
-            nn.Linear(2 * TIME_FREQUENCIES, time_channels),
+            nn.Linear(2 * TIME_FREQUENCIES + 1, time_channels),
             nn.SiLU(),
             nn.Linear(time_channels, time_channels),
             nn.SiLU(),
@@ -129,23 +159,40 @@ class RealisticDecoder(nn.Module):
         nn.init.zeros_(self.last.bias)
 
     @torch.no_grad()
-    def initialize_from_residuals(self, residuals: Tensor) -> None:
-        """Set the components to the principal components of residual patches.
+    def fit_statistics(self, photographs: Tensor, decoded: Tensor) -> None:
+        """Fit the distribution of the rms, and the principal components of normalized residuals.
 
-        Components with a standard deviation below 1/255 (one gray level) are hardly visible. They
-        are scaled as if they had this standard deviation, so that they count less in the loss.
+        Components with a standard deviation below `LEAST_STD` are hardly visible. They are divided
+        by at least `LEAST_STD`, so that they count less in the loss.
 
         Args:
-            residuals: float (B, 3, H, W), photographs - decoded images, of the training split.
+            photographs, decoded: float (B, 3, H, W), pixels in [0, 1], of the training split.
         """
-        patches = F.pixel_unshuffle(residuals, PATCH).movedim(1, -1).flatten(0, 2).double()
+        residuals = photographs - decoded
+        rms = root_mean_square(residuals).clamp_min(LEAST_RMS)
+        x, y = (z.log().double() for z in (roughness(decoded).clamp_min(LEAST_RMS), rms))
+        centered = x - x.mean()
+        slope = (centered * y).mean() / centered.square().mean().clamp_min(1e-12)
+        intercept = y.mean() - slope * x.mean()
+        error = (y - intercept - slope * x).std(correction=0)
+        self.rms_model.copy_(torch.stack([intercept, slope, error]))
+        normalized = residuals / rms[:, None, None, None]
+        patches = F.pixel_unshuffle(normalized, PATCH).movedim(1, -1).flatten(0, 2).double()
         variances, directions = torch.linalg.eigh(patches.T @ patches / len(patches))
         self.basis.copy_(directions.T)
         self.component_std.copy_(variances.clamp_min(0).add(LEAST_STD**2).sqrt())
 
+    def sample_rms(self, decoded: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Sample the rms of the residual of each decoded image, float (B,), of pixels in [0, 1]."""
+        intercept, slope, std = self.rms_model.tolist()
+        source = decoded.device if generator is None else generator.device
+        noise = torch.randn(len(decoded), generator=generator, device=source).to(decoded.device)
+        log_roughness = roughness(decoded).clamp_min(LEAST_RMS).log()
+        return (intercept + slope * log_roughness + std * noise).exp()
+
     def to_components(self, residuals: Tensor) -> Tensor:
-        """Residuals, float32 (B, 3, H, W), to (B, COMPONENTS, H/4, W/4); in float32, because weak
-        components are small differences of pixels."""
+        """Normalized residuals, float32 (B, 3, H, W), to (B, COMPONENTS, H/4, W/4); in float32,
+        because weak components are small differences of pixels."""
         with torch.autocast(residuals.device.type, enabled=False):
             patches = F.pixel_unshuffle(residuals.float(), PATCH)
             weight = (self.basis / self.component_std[:, None])[:, :, None, None]
@@ -157,15 +204,17 @@ class RealisticDecoder(nn.Module):
             weight = (self.basis.T * self.component_std)[:, :, None, None]
             return F.pixel_shuffle(F.conv2d(components.float(), weight), PATCH)
 
-    def forward(self, x: Tensor, time: Tensor, decoded: Tensor) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, decoded: Tensor, rms: Tensor) -> Tensor:
         """Velocity at the point x and the time t.
 
         Args:
             x: float (B, COMPONENTS, H/4, W/4), between noise (t = 0) and the components of a
-                residual (t = 1).
+                normalized residual (t = 1).
             time: float (B,), in [0, 1].
             decoded: float (B, 3, H, W), pixels in [0, 1], result of `VQVAE.decode`; H and W
                 divisible by 8.
+            rms: float (B,), root mean square of the residual of the whole image. Values below
+                `LEAST_RMS` have the effect of `LEAST_RMS`.
 
         Returns:
             float, the shape of x.
@@ -174,7 +223,8 @@ class RealisticDecoder(nn.Module):
         scale = (t.square() + (1 - t).square()).rsqrt()  # 1 / standard deviation of x_t
         frequencies = torch.logspace(0, 2, TIME_FREQUENCIES, device=x.device)
         angles = time[:, None] * frequencies
-        embedded = self.time_embedding(torch.cat([angles.sin(), angles.cos()], dim=1))
+        level = (rms.clamp_min(LEAST_RMS).log() + 4)[:, None] / 0.3  # about 0 +- 1 for lesions
+        embedded = self.time_embedding(torch.cat([angles.sin(), angles.cos(), level], dim=1))
         # Pixels of skin have a mean of about 0.6 and a standard deviation of about 0.2.
         patches = F.pixel_unshuffle(4 * (decoded - 0.6), PATCH)
         y = self.first(torch.cat([scale * x, patches], dim=1))
@@ -192,32 +242,37 @@ class RealisticDecoder(nn.Module):
         # layers predict this error, in units of its standard deviation (Karras et al. 2022).
         return (2 * t - 1) * scale.square() * x + scale * output
 
-    def loss(self, photographs: Tensor, decoded: Tensor, time: Tensor | None = None) -> Tensor:
+    def loss(
+        self, photographs: Tensor, decoded: Tensor, rms: Tensor, time: Tensor | None = None
+    ) -> Tensor:
         """Flow-matching loss of each image, (B,): mean squared error of the velocity.
 
         Noise is sampled from PyTorch's default generator, and so is the time if it is None: from a
         logit-normal distribution, which emphasizes the middle.
 
         Args:
-            photographs, decoded: float (B, 3, H, W), pixels in [0, 1].
+            photographs, decoded: float (B, 3, H, W), pixels in [0, 1]; whole images or crops.
+            rms: float (B,), root mean square of the residuals of the whole images.
             time: float (B,), in [0, 1].
         """
-        residual = self.to_components(photographs - decoded)
+        divisor = rms.clamp_min(LEAST_RMS)[:, None, None, None]
+        residual = self.to_components((photographs - decoded) / divisor)
         noise = torch.randn_like(residual)
         if time is None:
             time = torch.randn(len(residual), device=residual.device).sigmoid()
         t = time[:, None, None, None]
-        velocity = self((1 - t) * noise + t * residual, time, decoded).float()
+        velocity = self((1 - t) * noise + t * residual, time, decoded, rms).float()
         return (velocity - (residual - noise)).square().mean((1, 2, 3))
 
     def sample(
         self,
         decoded: Tensor,
-        steps: int = 12,
+        steps: int = 10,
         noise_scale: float = 1.0,
         generator: torch.Generator | None = None,
         *,
-        solver: str = "euler",
+        rms: Tensor | None = None,
+        solver: str = "multistep",
     ) -> Tensor:
         """Decoded images with sampled detail, computed in eval() mode.
 
@@ -228,7 +283,12 @@ class RealisticDecoder(nn.Module):
             noise_scale: factor of the initial noise. Below 1, detail is weaker and the squared
                 error smaller.
             generator: random generator on any device, for reproducible samples.
-            solver: "euler" evaluates the network once per step, "heun" (second order) twice.
+            rms: float (B,), root mean square of the residuals, at least 0; None: sampled with
+                `sample_rms`.
+            solver: "euler" (first order), or "multistep": the Adams-Bashforth method of second
+                order, which extrapolates the velocity to the middle of the step from this and the
+                previous point. Both evaluate the network once per step, and "multistep" once more
+                for its first step (Heun's method), since there is no previous point.
 
         Returns:
             float32 (B, 3, H, W), pixels in [0, 1].
@@ -250,10 +310,15 @@ class RealisticDecoder(nn.Module):
                 f"expected at least 1 step and a finite noise_scale >= 0, got {steps} and "
                 f"{noise_scale}"
             )
-        if solver not in ("euler", "heun"):
-            raise ValueError(f'solver must be "euler" or "heun", got {solver!r}')
+        if rms is not None and (rms.shape != shape[:1] or not 0 <= rms.min() <= rms.max() <= 1):
+            raise ValueError(f"rms must be float ({shape[0]},) with values in [0, 1], got {rms}")
+        if solver not in ("euler", "multistep"):
+            raise ValueError(f'solver must be "euler" or "multistep", got {solver!r}')
         with eval_mode(self) as device:
             source = device if generator is None else generator.device
+            if rms is None:
+                rms = self.sample_rms(decoded, generator)
+            rms = rms.to(device)
             noise = torch.randn(
                 shape[0],
                 COMPONENTS,
@@ -266,10 +331,16 @@ class RealisticDecoder(nn.Module):
             images, x = decoded.to(**layout), (noise_scale * noise).to(**layout)
             times = torch.linspace(0, 1, steps + 1, device=device).unsqueeze(1).expand(-1, len(x))
             with Precision.choose(device).autocast(device):
+                previous = None
                 for start, end in pairwise(times):
-                    velocity = self(x, start, images)
-                    if solver == "heun":  # the mean of the velocities at both ends of the step
-                        velocity = (velocity + self(x + velocity / steps, end, images)) / 2
-                    x = x + velocity / steps
-            out = (images + self.to_residuals(x)).clamp(0, 1)
+                    velocity = slope = self(x, start, images, rms).float()
+                    if solver == "multistep":
+                        if previous is None:
+                            next_velocity = self(x + velocity / steps, end, images, rms).float()
+                            slope = (velocity + next_velocity) / 2
+                        else:
+                            slope = velocity + (velocity - previous) / 2
+                        previous = velocity
+                    x = x + slope / steps
+            out = (images + rms[:, None, None, None] * self.to_residuals(x)).clamp(0, 1)
         return out.clone(memory_format=torch.contiguous_format)

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..checks import check_tensor
 from ..pixelcnn import standardized_embeddings
 from ..quantizer import check_codes
 
@@ -153,12 +154,7 @@ class CodeTransformer(nn.Module):
         Raises:
             ValueError: codes of the wrong shape or dtype, or outside 0..num_embeddings-1.
         """
-        if codes.shape[1:] != (*self.grid, self.slots) or codes.dtype != torch.long:
-            rows, columns = self.grid
-            raise ValueError(
-                f"codes must be int64 (B, {rows}, {columns}, {self.slots}), got {codes.dtype} "
-                f"{tuple(codes.shape)}"
-            )
+        check_tensor("codes", codes, torch.long, (None, *self.grid, self.slots))
         check_codes(codes, self.num_embeddings, self.slots)
         offsets = self.num_embeddings * torch.arange(self.slots, device=codes.device)
         return self.embedding(codes + offsets).flatten(1, 2)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import html
 import inspect
 import io
 import math
+import re
 from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Any
@@ -65,14 +67,16 @@ def show_source(*objects: Any) -> None:
 
     text = "\n\n".join(inspect.cleandoc("\n" + inspect.getsource(item)) for item in objects)
     module = inspect.getmodule(objects[0])
-    display(Markdown(f"`{module.__name__ if module else ''}`\n\n```python\n{text}\n```"))
+    # A fence longer than those in the text, which would end the block.
+    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
+    display(Markdown(f"`{module.__name__ if module else ''}`\n\n{fence}python\n{text}\n{fence}"))
 
 
 def _show(axis: Axes, image: Any, title: str = "", **options: Any) -> AxesImage:
     """`imshow` without ticks and grid."""
     axis.set(xticks=[], yticks=[])
     axis.grid(False)
-    axis.set_title(title, fontsize=9)
+    axis.set_title(title, fontsize=9, parse_math=False)  # names of files may contain a $
     return axis.imshow(image, **options)
 
 
@@ -105,8 +109,8 @@ def image_grid(
     for axis, image, name in zip_longest(axes.flat[:count], images, titles[:count], fillvalue=""):
         _show(axis, to_image_array(image), name, interpolation="antialiased")
     for axis, label in zip(axes[:, 0], rows or [], strict=False):
-        axis.set_ylabel(label, fontsize=9)
-    figure.suptitle(title, fontsize=11)
+        axis.set_ylabel(label, fontsize=9, parse_math=False)
+    figure.suptitle(title, fontsize=11, parse_math=False)
     return figure
 
 
@@ -312,4 +316,4 @@ def show_animation(webp: bytes, text: str) -> Any:
     from IPython.display import HTML
 
     data = base64.b64encode(webp).decode()
-    return HTML(f'<img alt="{text}" src="data:image/webp;base64,{data}">')
+    return HTML(f'<img alt="{html.escape(text)}" src="data:image/webp;base64,{data}">')

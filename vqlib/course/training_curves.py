@@ -62,7 +62,7 @@ def plot_log(run: str | Path, keys: Sequence[str] | None = None) -> Figure:
     labeled = [pair for a in axes.flat for pair in zip(*a.get_legend_handles_labels())]
     legend = {label: handle for handle, label in labeled}  # each label once
     figure.legend(legend.values(), legend.keys(), ncols=2, loc="outside lower center", fontsize=8)
-    figure.suptitle(f"run {Path(run).name}")
+    figure.suptitle(f"run {Path(run).name}", parse_math=False)
     return figure
 
 

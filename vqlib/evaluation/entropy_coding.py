@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoints import DataError
+from ..checks import check_tensor, check_whole
 from ..pixelcnn import PixelCNN
 from ..sampling import CachedPixelCNN
 
@@ -50,15 +51,11 @@ def compress(prior: PixelCNN, codes: Tensor, label: int | None = None) -> bytes:
     Raises:
         ValueError: wrong shape or dtype, or a code or label that does not exist.
     """
-    shape, alphabet = tuple(codes.shape), prior.num_embeddings
-    if len(shape) != 3 or shape[2] != prior.slots or codes.dtype != torch.long:
-        raise ValueError(f"codes must be int64 (h, w, {prior.slots}), got {codes.dtype} {shape}")
-    if not 0 < min(shape) <= max(shape[:2]) < 256:
-        raise ValueError(f"the grid must have 1 to 255 rows and columns, got {shape}")
-    if not 0 <= codes.min() <= codes.max() < alphabet:
-        raise ValueError(f"codes must lie in 0..{alphabet - 1}")
-    if label is not None and not 0 <= label < prior.num_classes:
-        raise ValueError(f"label must lie in 0..{prior.num_classes - 1}, got {label}")
+    check_tensor("codes", codes, torch.long, ("h", "w", prior.slots), prior.num_embeddings)
+    shape = tuple(codes.shape)
+    check_whole(1, 255, rows=shape[0], columns=shape[1])
+    if label is not None:
+        check_whole(0, prior.num_classes - 1, label=label)
     prior64, remaining_codes = copy.deepcopy(prior).cpu().double(), iter(codes.flatten().tolist())
     encoder = constriction.stream.queue.RangeEncoder()
 

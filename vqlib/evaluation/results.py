@@ -78,6 +78,9 @@ def evaluate(
     """
     pixels, parts = data.pixels(size), data.split()
     indices = parts[SPLITS.index(split)]
+    if not models or not len(indices):
+        found = f"{len(models)} models, {len(indices)} images in the split {split} of {data}"
+        raise ValueError(f"nothing to evaluate: {found}")
     first_name, first_model = next(iter(models.items()))
     model_metrics: dict[str, ImageMetrics] = {}
     for name, model in models.items():

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..checkpoints import fingerprint, register_model, save_model
+from ..checks import check_tensor
 from ..data import Pixels, batches, random_dihedral
 from ..metrics import predict_images
 from ..training import Progress, Schedule, fit, pick_device
@@ -76,7 +77,8 @@ class LesionClassifier(nn.Module):
         self.head = nn.Linear(features, len(CLASSES))
 
     def features(self, images: Tensor) -> Tensor:
-        """Standardized features (B, features) of images, float (B, 3, S, S) in [0, 1], any S."""
+        """Standardized features (B, features) of images, float32 (B, 3, S, S) in [0, 1], any S."""
+        check_tensor("images", images, torch.float32, (None, 3, "S", "S"))
         if images.shape[-1] != SIZE:
             images = F.interpolate(images, (SIZE, SIZE), mode="bilinear", antialias=True)
         x = self.blocks(self.stem(4 * (images - 0.6)))
