@@ -73,7 +73,14 @@ def project_files() -> tuple[str, ...]:
         listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
         names = listed.stdout.split("\0")
     else:
-        made = {".venv", "build", "__pycache__", ".ruff_cache", ".ipynb_checkpoints"}
+        made = {
+            ".venv",
+            "build",
+            "my_notebooks",
+            "__pycache__",
+            ".ruff_cache",
+            ".ipynb_checkpoints",
+        }
         paths = (path.relative_to(ROOT) for path in ROOT.rglob("*"))
         names = [
             p.as_posix() for p in paths if not made & set(p.parts) and "egg-info" not in str(p)
@@ -248,6 +255,22 @@ def test_set_repo_rewrites_everything_and_can_be_undone(tmp_path):
     assert set_repo.current(tmp_path) == "someone/else.where"
     set_repo.set_repo(REPO, tmp_path)
     assert {name: (tmp_path / name).read_text("utf-8") for name in files} == before
+
+
+def test_the_readers_copies_have_no_outputs_and_are_never_overwritten(tmp_path):
+    lab = load_script(".ci/lab.py")
+    assert set(lab.copy_notebooks(ROOT / "notebooks", tmp_path).values()) == {"copied"}
+    first, second, *_ = (tmp_path / path.name for path in NOTEBOOKS)
+    cells = code_cells(json.loads(first.read_text("utf-8")))
+    assert not any(cell["outputs"] or cell["execution_count"] for cell in cells)
+    first.write_text(first.read_text("utf-8").replace("...", "my answer"), "utf-8")
+    second.write_text("a copy of another version", "utf-8")
+    before = first.read_bytes(), second.read_bytes()
+    found = lab.copy_notebooks(ROOT / "notebooks", tmp_path)
+    assert found[first.name] == "yours" and "older version" in found[second.name]
+    assert (first.read_bytes(), second.read_bytes()) == before
+    ignored = subprocess.run(["git", "check-ignore", "-q", "my_notebooks/x"], cwd=ROOT)
+    assert ignored.returncode == 0 or not (ROOT / ".git").exists()
 
 
 def test_bootstrap_says_what_to_do_if_the_repository_cannot_be_cloned(tmp_path, monkeypatch):

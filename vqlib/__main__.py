@@ -41,7 +41,7 @@ from .lesions import CLASSES, LesionClassifier, download, open_dataset, syntheti
 from .metrics import psnr
 from .pixelcnn import PixelCNN
 from .sampling import sample
-from .training import RECIPES, pick_device, train_prior, train_vqvae
+from .training import RECIPES, TrainingStopped, pick_device, train_prior, train_vqvae
 from .vqvae import DOWNSCALE, VQVAE
 
 # Prior of a pretrained model from which the command `sample` samples, see "Three priors" in
@@ -58,7 +58,11 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with process_group():
             options = _parser().parse_args(arguments)
-            options.run_command(options)
+            try:
+                options.run_command(options)
+            except TrainingStopped as stop:
+                print(stop)  # here, where only rank 0 prints
+                return 130
     except KeyboardInterrupt:
         return 130
     except (OSError, ValueError, FloatingPointError) as error:  # DataError is a ValueError

@@ -127,7 +127,8 @@ class Progress:
 
     bar: tqdm | None = field(default=None, init=False)
 
-    def start(self, title: str, total: int, done: int) -> None:
+    def start(self, title: str, total: int, done: int, folder: Path) -> None:
+        """`folder`: of the run, with the log of the `done` steps that were trained before."""
         hide = distributed.rank() > 0 or None  # None: unless in a terminal
         self.bar = tqdm(desc=title, total=total, initial=done, unit="batch", disable=hide)
 
@@ -146,6 +147,14 @@ class Progress:
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
+
+
+class TrainingStopped(KeyboardInterrupt):
+    """A training was stopped by a signal, after writing a checkpoint."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows instead of a traceback: stopping a training is not an error."""
+        return [str(self)]
 
 
 def fit(
@@ -202,7 +211,7 @@ def fit(
         ValueError: there are no batches or no epochs.
         DataError: the folder contains a run with another config, or another process uses it.
         FloatingPointError: the loss is no longer finite.
-        KeyboardInterrupt: training was stopped; a checkpoint has been written.
+        TrainingStopped: training was stopped; a checkpoint has been written.
     """
     check_whole(epochs=epochs)
     if steps_per_epoch < 1:
@@ -242,7 +251,10 @@ def fit(
         step, total = state.step, epochs * steps_per_epoch
         saved_at = time.monotonic()
 
-        progress.start(f"{config['kind']} on {device}, {precision.reason}", total, step)
+        title = f"{config['kind']} on {device}, {precision.reason}"
+        if step == total:
+            title = f"{config['kind']}: trained before, loaded from the run {opened.folder.name}"
+        progress.start(title, total, step, opened.folder)
         for epoch in range(step // steps_per_epoch, epochs):
             for batch in get_batches(epoch, step % steps_per_epoch):
                 # learning rate
@@ -291,10 +303,9 @@ def fit(
                     distributed.barrier()  # torchrun ends all ranks when the first one has stopped
                 if stopping:
                     progress.close()
-                    print(
+                    raise TrainingStopped(
                         f"Stopped at step {step} of {total}: run the same call again to continue."
                     )
-                    raise KeyboardInterrupt
     if ema is not None:
         model.load_state_dict(ema)
     progress.close()
@@ -564,7 +575,7 @@ def train_vqvae(
         DataError: the folder contains another run, or the validation split has fewer images than
             there are processes.
         FloatingPointError: the loss is no longer finite.
-        KeyboardInterrupt: training was stopped; a checkpoint has been written.
+        TrainingStopped: training was stopped; a checkpoint has been written.
     """
     epochs = recipe.vqvae_epochs if epochs is None else epochs
     split = recipe.split(data)
@@ -660,7 +671,7 @@ def train_prior(
         DataError: the folder contains another run, or the validation split has fewer images than
             there are processes.
         FloatingPointError: the loss is no longer finite.
-        KeyboardInterrupt: training was stopped; a checkpoint has been written.
+        TrainingStopped: training was stopped; a checkpoint has been written.
     """
     epochs = recipe.prior_epochs if epochs is None else epochs
     train, val = encoded.split.train, encoded.split.val
