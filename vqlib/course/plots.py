@@ -131,6 +131,15 @@ def code_usage(counts: Tensor, title: str = "Relative frequency of the codes") -
     return figure
 
 
+def principal_axes(vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The mean of vectors, float (N, D), their first two principal axes, (2, D), and the shares of
+    the variance along these, (2,)."""
+    mean = vectors.mean(0)
+    _, singular_values, directions = torch.linalg.svd(vectors - mean, full_matrices=False)
+    variances = singular_values.square()
+    return mean, directions[:2], variances[:2] / variances.sum()
+
+
 def codebook_map(axis: Axes, vectors: Tensor, colors: Tensor, title: str) -> None:
     """Codebook vectors on their two principal axes.
 
@@ -138,10 +147,9 @@ def codebook_map(axis: Axes, vectors: Tensor, colors: Tensor, title: str) -> Non
         vectors: float (K, D).
         colors: float (K, 3) in [0, 1], such as the mean colors of what the codes decode to.
     """
-    centered = vectors.detach() - vectors.detach().mean(0)
-    _, singular_values, directions = torch.linalg.svd(centered, full_matrices=False)
-    share = singular_values.square() / singular_values.square().sum()
-    axis.scatter(*(centered @ directions[:2].T).T, s=14, c=colors.numpy(), ec="gray", lw=0.4)
+    vectors = vectors.detach()
+    mean, axes, share = principal_axes(vectors)
+    axis.scatter(*((vectors - mean) @ axes.T).T, s=14, c=colors.numpy(), ec="gray", lw=0.4)
     axis.set_title(title, fontsize=9)
     axis.set_xlabel(f"axis 1 ({share[0]:.0%} of the variance)", fontsize=8)
     axis.set_ylabel(f"axis 2 ({share[1]:.0%})", fontsize=8)
@@ -158,16 +166,14 @@ def codebook_among_features(
         codebook: float (K, D).
         used: bool (K,).
     """
-    mean = features.mean(0)
-    _, singular_values, directions = torch.linalg.svd(features - mean, full_matrices=False)
-    share = singular_values.square() / singular_values.square().sum()
+    mean, axes, share = principal_axes(features)
     for points, color, size, label in (
         (features, "lightgray", 3, "features"),
         (codebook[~used], "C3", 22, f"codebook vectors, unused: {int((~used).sum())}"),
         (codebook[used], "C2", 22, f"codebook vectors, in use: {int(used.sum())}"),
     ):
-        axis.scatter(*((points - mean) @ directions[:2].T).T, s=size, color=color, label=label)
-    zero = -mean @ directions[:2].T
+        axis.scatter(*((points - mean) @ axes.T).T, s=size, color=color, label=label)
+    zero = -mean @ axes.T
     axis.plot(*zero, "k+", ms=14, ls="", label="zero vector")
     axis.set(title=title, xlabel=f"principal axis 1 ({share[0]:.1%} of the features' variance)")
     axis.set_ylabel(f"principal axis 2 ({share[1]:.1%})")

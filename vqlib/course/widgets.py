@@ -1,29 +1,23 @@
-"""Interactive figures of the notebooks: controls, and a picture that is drawn again when one of
-them changes.
+"""Interactive figures of the notebooks, all built from `Explorer`.
 
-Each stands beside a static figure of the notebook, so none is needed to follow the text. All are
-built from `Explorer` and work with ipywidgets 7.7 (Colab) and later, with the mouse or the keyboard
-(Tab, arrow keys, space). A code is colored by what it decodes to.
+Each stands beside a static figure of the notebook, so none is needed to follow the text. A code is
+colored by what it decodes to.
 """
 
 from __future__ import annotations
 
-import base64
 import copy
 import functools
-import io
+import itertools
 from collections.abc import Callable, Mapping, Sequence
-from html import escape
-from typing import Any
 
 import ipywidgets
-import numpy as np
 import torch
 import traitlets
 from matplotlib.colors import to_hex, to_rgb
-from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms.functional import InterpolationMode, rotate
+from torchvision.utils import make_grid
 
 from ..data import to_float
 from ..lesions import CLASSES
@@ -33,116 +27,10 @@ from ..quantizer import VectorQuantizer, nearest_codes
 from ..sampling import sample
 from ..vqvae import VQVAE, eval_mode
 from .diagrams.prior import LATER, NOT_SEEN, OUTPUT, SEEN
-from .plots import mean_colors, plane_colors
-from .training_curves import to_image_array
+from .interactive import Explorer, checkbox, choice, dot, picture, side_by_side, slider, svg
+from .plots import mean_colors, plane_colors, principal_axes
 
-WIDGET = "application/vnd.jupyter.widget-view+json"
-
-
-class Explorer:
-    """Controls above a picture that is drawn again when one of them changes.
-
-    Without a running kernel, as on a web page, only the text is shown.
-
-    Args:
-        text: what the controls change, for readers without a kernel.
-        draw: values of the controls, by name -> HTML, see `side_by_side`.
-        controls: widgets with a `value`.
-    """
-
-    def __init__(self, text: str, draw: Callable[..., str], **controls: ipywidgets.Widget) -> None:
-        self.text, self.draw, self.controls = text, draw, controls
-        self.picture = ipywidgets.HTML()
-        wrapped = ipywidgets.Layout(flex_flow="row wrap", align_items="center")
-        panel = ipywidgets.Box(list(controls.values()), layout=wrapped)
-        # This line is also shown when a saved notebook is opened again, without its kernel.
-        help_line = "Keyboard: Tab, arrow keys, space. After opening the notebook: run this cell."
-        note = ipywidgets.HTML(f"<small>{help_line}</small>")
-        self.box = ipywidgets.VBox([panel, self.picture, note])
-        self.drawn: dict[str, Any] = {}
-        for control in controls.values():
-            control.observe(self.update, names="value")
-        self.update()
-
-    def update(self, *_: object) -> None:
-        values = {name: control.value for name, control in self.controls.items()}
-        if values != self.drawn:
-            self.drawn = values
-            self.picture.value = self.draw(**values)
-
-    def __repr__(self) -> str:
-        return f"Interactive figure (in a running notebook): {self.text}"
-
-    def _repr_mimebundle_(self, **_: object) -> dict[str, Any]:
-        view = {"version_major": 2, "version_minor": 0, "model_id": self.box.model_id}
-        return {"text/plain": repr(self), WIDGET: view}
-
-
-def slider(name: str, low: float, high: float, value: float, step: float = 1, **options: Any):
-    """A slider; for floats if `step` is one."""
-    kind = ipywidgets.FloatSlider if isinstance(step, float) else ipywidgets.IntSlider
-    options |= {"style": {"description_width": "initial"}, "layout": {"width": "300px"}}
-    return kind(value=value, min=low, max=high, step=step, description=name, **options)
-
-
-# A slider that draws only when it is released, for pictures that take long.
-slow_slider = functools.partial(slider, continuous_update=False)
-
-
-def choice(name: str, options: Sequence[Any]) -> ipywidgets.ToggleButtons:
-    """Buttons for values, or for (name, value); the first one is chosen. JupyterLab takes away the
-    arrow keys from a menu, so that it can't be used with the keyboard."""
-    style = {"description_width": "initial", "button_width": "auto"}
-    return ipywidgets.ToggleButtons(options=options, description=name, style=style)
-
-
-# --- pictures -------------------------------------------------------------------------------------
-
-
-def data_url(image: Tensor) -> str:
-    """A PNG file as a URL, of an image (3, H, W), float in [0, 1] or uint8."""
-    array = to_image_array(image)
-    if array.dtype != np.uint8:
-        array = (255 * array).round().astype(np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(array).save(file, "PNG", compress_level=1)
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-
-
-def picture(title: str, image: Tensor, side: int = 192) -> str:
-    """HTML of an image, (3, H, W), with its title below. Few pixels are enlarged as squares."""
-    pixels = "image-rendering:pixelated;" if image.shape[-1] < side else ""
-    tag = f'<img alt="{escape(title)}" src="{data_url(image)}" '
-    return framed(title, tag + f'style="width:{side}px;{pixels}margin:0">', side)
-
-
-def svg(title: str, size: float, shapes: Sequence[str], background: Tensor | None = None) -> str:
-    """HTML of a drawing of `size` x `size` units, over an image (3, H, W), with its title below."""
-    image = ""
-    if background is not None:
-        image = f'<image href="{data_url(background)}" width="{size}" height="{size}"/>'
-    tag = f'<svg role="img" aria-label="{escape(title)}" viewBox="0 0 {size} {size}" '
-    light = f'<rect width="{size}" height="{size}" fill="#f4f4f4"/>'  # in a dark theme, too
-    return framed(title, tag + f'width="288">{light}{image}{"".join(shapes)}</svg>', 288)
-
-
-def framed(title: str, content: str, width: int) -> str:
-    style = f"margin:4px 8px 4px 0;width:{width}px;line-height:1.3"
-    return f'<figure style="{style}">{content}<figcaption>{escape(title)}</figcaption></figure>'
-
-
-def side_by_side(*pictures: str, caption: str = "") -> str:
-    """HTML of pictures side by side, with a line of text below; narrow windows wrap them."""
-    return (
-        f'<div style="display:flex;flex-wrap:wrap">{"".join(pictures)}</div>'
-        f'<div style="line-height:1.4">{escape(caption)}</div>'
-    )
-
-
-def dot(x: float, y: float, radius: float, color: str) -> str:
-    outline = 'stroke="#444" stroke-width="0.3"'
-    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}" fill="{color}" {outline}/>'
-
+MISSING = 3 * (0.5,)  # color of positions that are not kept
 
 # --- 01: augmentation -----------------------------------------------------------------------------
 
@@ -178,7 +66,7 @@ def augmentation_explorer(image: Tensor) -> Explorer:
         draw,
         angle=slider("angle, degrees", -180, 180, 30, 15),
         interpolation=choice("interpolation", list(modes)),
-        mirror=ipywidgets.Checkbox(description="mirror", indent=False),
+        mirror=checkbox("mirror"),
     )
 
 
@@ -224,14 +112,15 @@ def plane_explorer(points: Tensor, quantizer: VectorQuantizer, steps: int = 200)
             shapes.append(f'<text x="{x:.1f}" y="{y + 3:.1f}" {text}')
         used, error = len(codes.unique()), (points - book[codes]).square().mean()
         title = f"step {step}: {used} of {len(book)} codes used, mean squared error {error:.3f}"
-        return side_by_side(svg(title, cells, shapes, background))
+        caption = f"axes: the two components of the vectors, from -{span} to {span}"
+        return side_by_side(svg(title, cells, shapes, background, 288), caption=caption)
 
     return Explorer(
         "the codebook after any number of training steps, with and without restarts",
         draw,
         step=slider("training steps", 0, steps, 50),
         decay=choice("EMA decay", [0.9, 0.5, 0.99]),
-        restarts=ipywidgets.Checkbox(description="restarts", indent=False),
+        restarts=checkbox("restarts"),
     )
 
 
@@ -255,8 +144,8 @@ def codebook_explorer(
     @functools.cache
     def of_slot(slot: int) -> tuple[Tensor, list[str], dict[str, Tensor]]:
         """Places of the vectors in a map of 100 x 100, their dots, and orders of the codes."""
-        centered = codebook[slot] - codebook[slot].mean(0)
-        projected = centered @ torch.linalg.svd(centered, full_matrices=False)[2][:2].T
+        mean, axes, _ = principal_axes(codebook[slot])
+        projected = (codebook[slot] - mean) @ axes.T
         low, high = projected.amin(0), projected.amax(0)
         places = 4 + 92 * (projected - low) / (high - low)
         colors = map(to_hex, tiles[slot][1].mean((2, 3)).tolist())
@@ -275,13 +164,13 @@ def codebook_explorer(
         nearest = distances.argsort()[1:5]
         x, y = places[code].tolist()
         ring = f'<circle cx="{x}" cy="{y}" r="3" fill="none" stroke="#0057e7" stroke-width="1"/>'
-        near = [strong[i] for i in nearest]
-        pair = torch.cat([torch.cat(near[:2], 2), torch.cat(near[2:], 2)], 1)
+        four = make_grid(strong[nearest], nrow=2, padding=0)
+        title = f"all codes of slot {slot} on the principal axes 1 and 2"
         return side_by_side(
-            svg(f"all codes of slot {slot} on the principal axes 1 and 2", 100, [*dots, ring]),
+            svg(title, 100, [*dots, ring], None, 288),
             picture("as decoded", plain[code]),
             picture(f"contrast x{factor}", strong[code]),
-            picture(f"the four nearest codes, contrast x{factor}", pair),
+            picture(f"the four nearest codes, contrast x{factor}", four),
             caption=f"code {code}, used at {frequency[slot, code]:.2%} of the positions",
         )
 
@@ -293,6 +182,12 @@ def codebook_explorer(
         order=choice("order", ["along axis 1", "by frequency"]),
         rank=slider("rank", 1, num_embeddings, 1),
     )
+
+
+def decoded(vqvae: VQVAE, codes: Tensor) -> Tensor:
+    """Images, float (n, 3, H, W) on the CPU, from int64 (n, h, w, slots)."""
+    with eval_mode(vqvae) as device:
+        return vqvae.decode(codes.to(device)).cpu()
 
 
 def latent_editor(models: Mapping[str, VQVAE], codes: Mapping[str, Tensor]) -> Explorer:
@@ -308,25 +203,27 @@ def latent_editor(models: Mapping[str, VQVAE], codes: Mapping[str, Tensor]) -> E
     def order(name: str, slot: int) -> Tensor:
         """All codes of a slot, sorted along the first principal axis of their vectors."""
         vectors = models[name].quantizer.codebook[slot].detach()
-        centered = vectors - vectors.mean(0)
-        return (centered @ torch.linalg.svd(centered, full_matrices=False)[2][0]).argsort()
+        return (vectors @ principal_axes(vectors)[1][0]).argsort()
 
-    def draw(model: str, image: int, y: int, x: int, slot: int, code: int) -> str:
+    def draw(model: str, slot: int, image: int, y: int, x: int, code: int) -> str:
         before = codes[model][image - 1]
         after = before.clone()
         ordered = order(model, slot)
         new = ordered[round((len(ordered) - 1) * code / 100)]
         after[y, x, slot] = new
-        decoded = models[model].decode(torch.stack([before, after]))
-        change = (decoded[1] - decoded[0]).abs()
-        size = decoded.shape[-1] // w
-        inside = torch.zeros_like(change[0], dtype=torch.bool)
-        inside[y * size : (y + 1) * size, x * size : (x + 1) * size] = True
-        share = change[:, ~inside].sum() / change.sum().clamp_min(1e-9)
+        whole, edited = decoded(models[model], torch.stack([before, after]))
+        change = (edited - whole).abs()
+        total, side = change.sum(), whole.shape[-1]
+        size = side // w
+        top, left = y * size, x * size
+        inside = change[:, top : top + size, left : left + size].sum()
+        share = (total - inside) / total.clamp_min(1e-9)
+        frame = f'<rect x="{left}" y="{top}" width="{size}" height="{size}" '
+        frame += 'fill="none" stroke="white" stroke-width="2"/>'
         return side_by_side(
-            picture("all codes as encoded", framed_tile(decoded[0], y, x, size)),
-            picture("one code replaced", decoded[1]),
-            picture("8 x |change|", (8 * change).clamp(0, 1)),
+            svg("all codes as encoded", side, [frame], whole, 176),
+            picture("one code replaced", edited, 176),
+            picture("8 x |change|", (8 * change).clamp(0, 1), 176),
             caption=f"slot {slot} at row {y}, column {x}: code "
             f"{int(before[y, x, slot])} becomes {int(new)}. "
             f"{share:.0%} of the change lies outside the tile.",
@@ -336,23 +233,12 @@ def latent_editor(models: Mapping[str, VQVAE], codes: Mapping[str, Tensor]) -> E
         "replace one code of an image by any other, and see which pixels change",
         draw,
         model=choice("model", list(models)),
+        slot=choice("slot", list(range(slots))),
         image=slider("image", 1, count, 1),
         y=slider("row", 0, h - 1, h // 2),
         x=slider("column", 0, w - 1, w // 2),
-        slot=choice("slot", list(range(slots))),
         code=slider("code, % along axis 1", 0, 100, 0),
     )
-
-
-def framed_tile(image: Tensor, row: int, column: int, size: int) -> Tensor:
-    """An image, float (3, H, W), with a white frame around one tile."""
-    image = image.detach().clone()
-    top, left = row * size, column * size
-    tile = image[:, top : top + size, left : left + size]
-    inner = tile[:, 2:-2, 2:-2].clone()
-    tile.fill_(1.0)
-    tile[:, 2:-2, 2:-2] = inner
-    return image
 
 
 # --- 04: receptive fields -------------------------------------------------------------------------
@@ -367,7 +253,7 @@ def receptive_field_explorer(side: int = 8) -> Explorer:
     names = ("later", "earlier, seen", "earlier, not seen", "predicted", "seen, not allowed")
     colors = torch.tensor([to_rgb(c) for c in (LATER, SEEN, NOT_SEEN, OUTPUT, "#c51b8a")])
     position = torch.arange(side * side).view(side, side)
-    stacks = [("plain stack, first mask A", "A"), ("first mask B", "B"), ("two stacks", "two")]
+    stacks = [("plain, first mask A", "A"), ("plain, first mask B", "B"), ("two stacks", "two")]
 
     @functools.cache
     def model(stack: str, kernel: int, layers: int) -> Callable[[Tensor], Tensor]:
@@ -408,8 +294,8 @@ def receptive_field_explorer(side: int = 8) -> Explorer:
     return Explorer(
         "what a prediction depends on, for any mask, kernel size, depth and position",
         draw,
-        stack=choice("", stacks),
-        kernel=choice("first kernel (plain stack)", [7, 5, 3]),
+        stack=choice("stack", stacks),
+        kernel=choice("first kernel of a plain stack", [7, 5, 3]),
         layers=slider("further layers", 1, 10, 2),
         y=slider("row", 0, side - 1, 5),
         x=slider("column", 0, side - 1, 1),
@@ -417,11 +303,6 @@ def receptive_field_explorer(side: int = 8) -> Explorer:
 
 
 # --- 05: samples and completions ------------------------------------------------------------------
-
-
-def decoded(vqvae: VQVAE, codes: Tensor) -> Tensor:
-    with eval_mode(vqvae) as device:
-        return vqvae.decode(codes.to(device)).cpu()
 
 
 def sampling_panel(vqvae: VQVAE, prior: PixelCNN, grid: tuple[int, int] = (8, 8)) -> Explorer:
@@ -439,9 +320,9 @@ def sampling_panel(vqvae: VQVAE, prior: PixelCNN, grid: tuple[int, int] = (8, 8)
         generator = torch.Generator().manual_seed(seed)
         codes = sample(prior, 4, y, temperature, guidance=w, grid=grid, generator=generator)
         name = "no class: guidance has no effect" if y is None else CLASSES[y]
-        pictures = [picture(f"sample {i}", x) for i, x in enumerate(decoded(vqvae, codes), 1)]
+        titles = [f"sample {i}" for i in range(1, 5)]
         caption = f"{name}, T = {temperature:g}, w = {w:g}, seed {seed}"
-        return side_by_side(*pictures, caption=caption)
+        return side_by_side(*map(picture, titles, decoded(vqvae, codes)), caption=caption)
 
     # Not None for "no class", because None would be "nothing is chosen".
     choices = [("no class", prior.num_classes), *((name, i) for i, name in enumerate(CLASSES))]
@@ -449,9 +330,9 @@ def sampling_panel(vqvae: VQVAE, prior: PixelCNN, grid: tuple[int, int] = (8, 8)
         "four samples of any class, temperature, guidance and seed",
         draw,
         label=choice("class", choices),
-        temperature=slow_slider("temperature T", 0.4, 1.6, 1.0, 0.1),
-        guidance=slow_slider("guidance w", 0.0, 3.0, 0.0, 0.5),
-        seed=slow_slider("seed", 0, 99, 0),
+        temperature=slider("temperature T", 0.4, 1.6, 1.0, 0.1, wait=True),
+        guidance=slider("guidance w", 0.0, 3.0, 0.0, 0.5, wait=True),
+        seed=slider("seed", 0, 99, 0, wait=True),
     )
 
 
@@ -461,10 +342,9 @@ class Mask(ipywidgets.VBox):
     value = traitlets.Tuple()  # of bool, row by row
 
     def __init__(self, h: int, w: int) -> None:
-        square = ipywidgets.Layout(width="30px", height="30px", margin="1px", padding="0")
+        square = ipywidgets.Layout(width="26px", height="26px", margin="1px", padding="0")
         self.buttons = [ipywidgets.Button(layout=square) for _ in range(h * w)]
         for i, button in enumerate(self.buttons):
-            button.tooltip = f"row {i // w}, column {i % w}"
             button.on_click(functools.partial(self.switch, i))
         rows = [ipywidgets.HBox(self.buttons[r * w : (r + 1) * w]) for r in range(h)]
         super().__init__(rows)
@@ -473,10 +353,11 @@ class Mask(ipywidgets.VBox):
         self.value = (*self.value[:i], not self.value[i], *self.value[i + 1 :])
 
     def paint(self, colors: Tensor) -> None:
-        """Show kept positions in their colors, float (h * w, 3), and missing ones as "?"."""
-        for button, kept, color in zip(self.buttons, self.value, colors.tolist()):
-            button.style.button_color = to_hex(color) if kept else "#ffffff"
-            button.description = "" if kept else "?"
+        """Show kept positions in their colors, float (h, w, 3), and missing ones as gray."""
+        places = itertools.product(*map(range, colors.shape[:2]))
+        for button, kept, (y, x) in zip(self.buttons, self.value, places, strict=True):
+            button.style.button_color = to_hex(colors[y, x].tolist() if kept else MISSING)
+            button.tooltip = f"row {y}, column {x}: {'kept' if kept else 'missing'}"
 
 
 def completion_painter(vqvae: VQVAE, prior: PixelCNN, codes: Tensor) -> Explorer:
@@ -487,22 +368,22 @@ def completion_painter(vqvae: VQVAE, prior: PixelCNN, codes: Tensor) -> Explorer
     """
     n, h, w, _ = codes.shape
     images = decoded(vqvae, codes)
-    colors = mean_colors(images, (h, w)).flatten(1, 2)
+    colors = mean_colors(images, (h, w))
     rows, columns = torch.arange(h).view(h, 1), torch.arange(w)
     presets = {
-        "keep the upper half": (rows < h // 2).expand(h, w),
-        "keep the lower half": (rows >= h // 2).expand(h, w),
-        "keep the left half": (columns < w // 2).expand(h, w),
-        "keep the border": ((rows - (h - 1) / 2).abs() > h / 4)
+        "the upper half": (rows < h // 2).expand(h, w),
+        "the lower half": (rows >= h // 2).expand(h, w),
+        "the left half": (columns < w // 2).expand(h, w),
+        "the border": ((rows - (h - 1) / 2).abs() > h / 4)
         | ((columns - (w - 1) / 2).abs() > w / 4),
-        "keep nothing": torch.zeros(h, w, dtype=torch.bool),
+        "nothing": torch.zeros(h, w, dtype=torch.bool),
     }
-    mask, start = Mask(h, w), choice("", list(presets))
+    mask, start = Mask(h, w), choice("keep", list(presets))
 
     def apply(*_: object) -> None:
         mask.value = tuple(presets[start.value].flatten().tolist())
 
-    def draw(lesion: int, start: str, seed: int, kept: tuple[bool, ...]) -> str:
+    def draw(start: str, lesion: int, seed: int, kept: tuple[bool, ...]) -> str:
         mask.paint(colors[lesion - 1])
         keep = torch.tensor(kept).view(h, w)
         given = codes[lesion - 1].expand(2, -1, -1, -1)
@@ -510,8 +391,9 @@ def completion_painter(vqvae: VQVAE, prior: PixelCNN, codes: Tensor) -> Explorer
         found = sample(prior, 2, given=given, keep=keep, generator=generator)
         size = images.shape[-1] // w
         shown = keep.repeat_interleave(size, 0).repeat_interleave(size, 1)
-        pictures = [picture("kept", torch.where(shown, images[lesion - 1], 1.0))]
-        pictures += [picture(f"completion {i}", x) for i, x in enumerate(decoded(vqvae, found), 1)]
+        part = torch.where(shown, images[lesion - 1], torch.tensor(MISSING).view(3, 1, 1))
+        titles = ["kept part", "completion 1", "completion 2"]
+        pictures = map(picture, titles, [part, *decoded(vqvae, found)], 3 * [176])
         caption = f"{int(keep.sum())} of {h * w} positions kept; sampled in raster order"
         return side_by_side(*pictures, caption=caption)
 
@@ -520,8 +402,8 @@ def completion_painter(vqvae: VQVAE, prior: PixelCNN, codes: Tensor) -> Explorer
     return Explorer(
         "choose the positions of a lesion that are kept; the others are sampled",
         draw,
-        lesion=slow_slider("lesion", 1, n, 1),
         start=start,
-        seed=slow_slider("seed", 0, 99, 0),
+        lesion=slider("lesion", 1, n, 1, wait=True),
+        seed=slider("seed", 0, 99, 0, wait=True),
         kept=mask,
     )
