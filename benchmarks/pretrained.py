@@ -1,4 +1,4 @@
-"""Train everything in data/pretrained: two VQ-VAEs, the codes of all images, a prior, a classifier.
+"""Train everything in data/pretrained: two VQ-VAEs, codes, a prior, a classifier, a decoder.
 
     python benchmarks/pretrained.py --data PATH        # hours on a CPU; call again to resume
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 
 import torch
+from realistic import train_realistic
 from torch import nn
 
 from vqlib import (
@@ -80,8 +81,14 @@ def main() -> None:
         epochs=24,
     )
     classifier = write_pretrained("shipped-classifier", BEST, "classifier.safetensors")
+    train_realistic(data, run="shipped-realistic")
+    write_pretrained("shipped-realistic", BEST, "realistic.safetensors")
     result = evaluate(
-        data, {name: models[name] for name in (BEST, REPORT_LAYERS)}, prior, classifier
+        data,
+        {name: models[name] for name in (BEST, REPORT_LAYERS)},
+        prior,
+        {"lesion classifier": classifier},
+        classifier,
     )
     save_results(f"{data.name}-val", result)
     print(results_table(result))

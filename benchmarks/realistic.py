@@ -27,7 +27,7 @@ from torch import Tensor
 from vqlib import DEEP, load_pretrained, open_dataset, save_model
 from vqlib.beyond.realistic import RealisticDecoder, root_mean_square, roughness
 from vqlib.checkpoints import fingerprint, mark_finished
-from vqlib.data import Pixels, batches, load_or_build_cache, random_dihedral, to_float
+from vqlib.data import ImageDataset, Pixels, batches, load_or_build_cache, random_dihedral, to_float
 from vqlib.metrics import psnr, to_8_bit
 from vqlib.training import Precision, Progress, Schedule, fit, pick_device
 from vqlib.vqvae import VQVAE, eval_mode
@@ -94,22 +94,22 @@ def detail(images: Tensor) -> float:
     return float(roughness(images).square().mean())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--data", help="folder of the images; default: see open_dataset()")
-    parser.add_argument("--run", default="realistic", help="name of the run")
-    parser.add_argument("--device", help="default: the first of cuda, mps and cpu")
-    parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--extend", action="store_true", help="continue with more epochs")
-    options = parser.parse_args()
+def train_realistic(
+    data: ImageDataset,
+    *,
+    run: str = "realistic",
+    device: torch.device | None = None,
+    epochs: int = 30,
+    seed: int = 0,
+    extend: bool = False,
+) -> None:
+    """Train on photographs and their decoded images, or continue an interrupted run."""
     # The last layers start at 0, so many of the first gradients are denormal; see denormals.py.
     torch.set_flush_denormal(True)
-    device = torch.device(options.device) if options.device else pick_device()
-    data = open_dataset(options.data)
+    device = device or pick_device()
     pixels, split = data.pixels(SIZE), DEEP.split(data)
     decoded = decode_all(pixels, load_pretrained("ham10000")[0])
-    torch.manual_seed(options.seed)
+    torch.manual_seed(seed)
     model = RealisticDecoder()
     some = split.train[:: max(1, len(split.train) // 512)]
     model.fit_statistics(to_float(pixels[some]), to_float(decoded[some]))
@@ -121,14 +121,14 @@ def main() -> None:
 
     pairs: Any = Pairs(pixels, decoded)
     # The remaining arguments are the epoch and the first batch.
-    get_batches = partial(batches, pairs, split.train, BATCH, random_crops, options.seed)
+    get_batches = partial(batches, pairs, split.train, BATCH, random_crops, seed)
 
     def compute_loss(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         crops = batch[0].to(device, memory_format=torch.channels_last)
         photographs, means, rms = crops.split((3, 3, 1), dim=1)
         return model.loss(photographs, means, rms[:, 0, 0, 0]).mean(), {}
 
-    notes = {"data": repr(data), "seed": options.seed, "pixels": pixels.fingerprint}
+    notes = {"data": repr(data), "seed": seed, "pixels": pixels.fingerprint}
     previewed = split.val[:: max(1, len(split.val) // SAMPLED)][:SAMPLED]
 
     def evaluate(folder: Path, epoch: int) -> tuple[dict[str, float], Tensor]:
@@ -151,7 +151,7 @@ def main() -> None:
             ]
         )
         path = folder / "realistic.safetensors"
-        save_model(model, path, **notes, epoch=epoch, epochs=options.epochs, finished=False)
+        save_model(model, path, **notes, epoch=epoch, epochs=epochs, finished=False)
         return {
             "flow_loss": float(torch.cat(losses).mean()),
             "psnr_db": float(psnr(to_8_bit(samples), photographs).mean()),
@@ -161,7 +161,7 @@ def main() -> None:
 
     folder = fit(
         model,
-        run=options.run,
+        run=run,
         config={
             "kind": "realistic decoder",
             "pixels": pixels.fingerprint,
@@ -171,21 +171,35 @@ def main() -> None:
             "batch_size": BATCH,
             "warmup_steps": SCHEDULE.warmup_steps,
             "ema_decay": SCHEDULE.ema_decay,
-            "seed": options.seed,
+            "seed": seed,
             "model": model.config,
         },
         schedule=SCHEDULE,
-        epochs=options.epochs,
+        epochs=epochs,
         steps_per_epoch=-(-len(split.train) // BATCH),
         get_batches=get_batches,
         compute_loss=compute_loss,
         evaluate=evaluate,
         device=device,
-        seed=options.seed,
+        seed=seed,
         progress=Progress(),
-        extend=options.extend,
+        extend=extend,
     )
-    mark_finished(folder / "realistic.safetensors", options.epochs)
+    mark_finished(folder / "realistic.safetensors", epochs)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--data", help="folder of the images; default: see open_dataset()")
+    parser.add_argument("--run", default="realistic", help="name of the run")
+    parser.add_argument(
+        "--device", type=torch.device, help="default: the first of cuda, mps and cpu"
+    )
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--extend", action="store_true", help="continue with more epochs")
+    options = vars(parser.parse_args())
+    train_realistic(open_dataset(options.pop("data")), **options)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import pkgutil
 import re
 import shlex
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import yaml
 from packaging.specifiers import SpecifierSet
 
 from vqlib.__main__ import _parser
+from vqlib.evaluation.generation import distance_text
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -30,8 +32,9 @@ TITLES = [
     "04_prior_training",
     "05_generation",
 ]
-# Tags of nbval. A new tag of the course is added here, with its meaning.
-TAGS = {"nbval-ignore-output", "nbval-skip", "raises-exception"}
+# Tags of nbval; of the bootstrap cell, which HTML pages do not show; and of the cell whose last
+# figure is shown at the top of its notebook. A new tag is added here, with its meaning.
+TAGS = {"nbval-ignore-output", "nbval-skip", "raises-exception", "remove-cell", "picture"}
 NOT_COMPARED = {"nbval-ignore-output", "nbval-skip"}
 CELL_LINES = 40
 
@@ -187,9 +190,17 @@ def test_notebook_starts_on_colab(path, book):
     cells = code_cells(book)
     assert source(cells[0]) == set_repo.bootstrap(REPO), "run `make set-repo` with the address"
     assert sum(set_repo.BOOTSTRAP_MARK in source(cell) for cell in cells) == 1
+    assert cells[0]["metadata"] == set_repo.BOOTSTRAP_METADATA
     assert not cells[0]["outputs"]
     assert book["cells"][0]["cell_type"] == "markdown"
     assert set_repo.badge(REPO, path.name) in source(book["cells"][0])
+
+
+def test_every_figure_has_an_alternative_text(book):
+    for cell in code_cells(book):
+        for output in cell["outputs"]:
+            for mime in (mime for mime in output.get("data", {}) if mime.startswith("image/")):
+                assert output["metadata"].get(mime, {}).get("alt"), f"{cell['id']}: `make refresh`"
 
 
 def test_notebook_compares_something_after_each_cell_nbval_ignores(book):
@@ -207,8 +218,16 @@ def test_notebook_shows_no_real_lesion(book):
     assert re.search(r"<(synthetic|decoded): [\d,]+ images", printed), "the data set isn't shown"
     assert not re.search(r"<(isic ?2018|ham10000): [\d,]+ images", printed, re.IGNORECASE)
     assert not re.search(r"ISIC_\d{7}", printed)
-    for cell in book["cells"]:
-        assert not cell.get("attachments"), f"{cell['id']}: a pasted image"
+    figures = [
+        output["data"]["image/jpeg"].replace("\n", "")
+        for cell in code_cells(book)
+        if "picture" in tags(cell)
+        for output in cell["outputs"]
+        if "image/jpeg" in output.get("data", {})
+    ]
+    picture = {"picture.jpg": {"image/jpeg": figures[-1]}} if figures else {}
+    for cell, attached in zip(book["cells"], [picture, *[{}] * len(book["cells"])], strict=False):
+        assert cell.get("attachments", {}) == attached, f"{cell['id']}: a pasted image"
         assert "data:image" not in source(cell), f"{cell['id']}: a pasted image"
 
 
@@ -252,6 +271,17 @@ def test_the_readers_copies_have_no_outputs_and_are_never_overwritten(tmp_path):
     assert (first.read_bytes(), second.read_bytes()) == before
     ignored = subprocess.run(["git", "check-ignore", "-q", "my_notebooks/x"], cwd=ROOT)
     assert ignored.returncode == 0 or not (ROOT / ".git").exists()
+
+
+def test_bootstrap_says_what_to_do_if_the_repository_cannot_be_cloned(tmp_path, monkeypatch):
+    git = tmp_path / "git"
+    git.write_text("#!/bin/sh\nexit 128\n")
+    git.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "google.colab", object())
+    cell = set_repo.bootstrap("someone/no-such-workbook-here")
+    with pytest.raises(RuntimeError, match="make set-repo REPO=owner/name"):
+        exec(cell, {})
 
 
 def test_environment_yml_agrees_with_pyproject():
@@ -331,10 +361,8 @@ def test_tables_of_results_are_those_of_evaluate():
         assert table_row(name, row) in page, name
     for rows in val["samples"]["rows"].values():
         for name, row in rows.items():
-            line = (
-                f"| {1000 * row['kernel_distance']:,.1f} ± {1000 * row['standard_error']:,.1f} | "
-                f"{row['density']:.2f} | {row['coverage']:.2f} |"
-            )
+            distance = distance_text(row["kernel_distance"], row["standard_error"])
+            line = f"| {distance} | {row['density']:.2f} | {row['coverage']:.2f} |"
             assert line in page, f"{name}: {line}"
 
 
@@ -378,8 +406,8 @@ def test_other_results_are_those_of_their_benchmarks():
     found, prior = results("report"), results("report")["prior"]
     said = [f"| {bounds['ham10000']['psnr_db']:.2f} | {val['rows']['ham10000']['psnr_db']:.2f} |"]
     for row in results("usefulness")["rows"].values():
-        error = row["balanced_accuracy_error"]
-        said.append(f"{100 * row['balanced_accuracy']:.0f} ± {100 * error:.0f} %")
+        accuracy, difference = (100 * row[key] for key in ("balanced_accuracy", "difference"))
+        said.append(f"{accuracy:.1f} % | {difference:+.1f} |")
     for row in results("guidance")["rows"]:
         said.append(f"w = {row['guidance']:g} | {100 * row['balanced_accuracy']:.0f} % |")
     for row in results("priors")["rows"]:
@@ -466,6 +494,7 @@ def test_top_level_is_what_the_readme_lists():
         "README.md",
         "benchmarks",
         "data",
+        "docs",
         "environment.yml",
         "notebooks",
         "pyproject.toml",

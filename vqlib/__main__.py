@@ -7,14 +7,17 @@ import json
 import math
 import sys
 from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 
+from .beyond.realistic import RealisticDecoder
 from .checkpoints import (
     PRETRAINED,
     DataError,
@@ -25,14 +28,16 @@ from .checkpoints import (
     make_folder,
     model_notes,
     pretrained_names,
+    run_folder,
 )
 from .codes import SPLITS, EncodedDataset, add_augmented, encode_dataset
-from .data import IMAGE_SUFFIXES
+from .data import IMAGE_SUFFIXES, read_image, resize_to_square, to_float
 from .distributed import process_group
-from .evaluation import evaluate, results_table
+from .evaluation import compress, decompress, evaluate, results_table
 from .evaluation.features import EfficientNetLite0, Inception, lite0_is_installed
 from .evaluation.generation import decode_codes
 from .lesions import CLASSES, LesionClassifier, download, open_dataset, synthetic_dataset
+from .metrics import psnr
 from .pixelcnn import PixelCNN
 from .sampling import sample
 from .training import RECIPES, TrainingStopped, pick_device, train_prior, train_vqvae
@@ -199,6 +204,19 @@ def _parser() -> argparse.ArgumentParser:
     add_device(add)
     add("--out", type=_output(IMAGE_SUFFIXES), default=Path("samples.png"), help="output file")
 
+    add = command("compress", _compress, "compress one picture to a file of about 250 bytes")
+    size = _whole(DOWNSCALE, 255 * DOWNSCALE, DOWNSCALE)
+    add("image", type=_path, help="picture, of which the largest centered square is used")
+    add("out", type=_output(), nargs="?", help="output file; default: the picture's name with .vq")
+    add("--model", default="ham10000", help="pretrained model, a folder in data/pretrained")
+    add("--size", type=size, default=256, help="pixels of a side, a multiple of 32")
+
+    add = command("decompress", _decompress, "decode a file that the command compress has written")
+    add("file", type=_path, help="compressed picture (.vq)")
+    text = "output image; default: the file's name with .decoded.png"
+    add("out", type=_output(IMAGE_SUFFIXES), nargs="?", help=text)
+    add("--model", default="ham10000", help="pretrained model with which it was compressed")
+
     text = "results table: models and image codecs with the same number of bytes"
     add = command("evaluate", _evaluate, text)
     add_data(add)
@@ -239,11 +257,13 @@ def _training_options(options: argparse.Namespace) -> dict[str, Any]:
 def _train_vqvae(options: argparse.Namespace) -> None:
     data, recipe = open_dataset(options.data, verify=options.verify), RECIPES[options.recipe]
     train_vqvae(data, recipe, size=options.size, **_training_options(options))
+    print(f"weights: {run_folder(options.run) / 'vqvae.safetensors'}")
 
 
 def _train_prior(options: argparse.Namespace) -> None:
     encoded, recipe = EncodedDataset.load(options.codes), RECIPES[options.recipe]
     train_prior(encoded, recipe, **_training_options(options))
+    print(f"weights: {run_folder(options.run) / 'prior.safetensors'}")
 
 
 def _encode(options: argparse.Namespace) -> None:
@@ -303,10 +323,35 @@ def _sample(options: argparse.Namespace) -> None:
         grid=(height, width),
         progress=True,
     )
-    image = to_pil_image(make_grid(decode_codes(vqvae.to(device), codes), round(options.n**0.5)))
-    with atomic_write(options.out) as temporary:
-        image.save(temporary, Image.registered_extensions()[options.out.suffix.lower()])
+    images = decode_codes(vqvae.to(device), codes)
+    _write_image(make_grid(images, round(options.n**0.5)), options.out)
     print(f"{options.out}: {options.n} generated images")
+
+
+def _write_image(image: Tensor, path: Path) -> None:
+    with atomic_write(path) as temporary:
+        to_pil_image(image).save(temporary, Image.registered_extensions()[path.suffix.lower()])
+
+
+def _compress(options: argparse.Namespace) -> None:
+    vqvae, prior = load_pretrained(options.model)
+    square = resize_to_square(read_image(options.image)[0], options.size)
+    pixels = to_float(torch.from_numpy(square.copy()).movedim(-1, 0)[None])
+    codes = vqvae.encode(pixels)
+    data = compress(prior, codes[0])
+    path = options.out or options.image.with_suffix(".vq")
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(data)
+    quality = psnr(vqvae.decode(codes), pixels).item()
+    print(f"{path}: {len(data)} bytes for {options.size} x {options.size} pixels, {quality:.1f} dB")
+
+
+def _decompress(options: argparse.Namespace) -> None:
+    vqvae, prior = load_pretrained(options.model)
+    codes, _ = decompress(prior, options.file.read_bytes())
+    path = options.out or options.file.with_suffix(".decoded.png")
+    _write_image(vqvae.decode(codes[None])[0], path)
+    print(f"{path}: {codes.numel()} codes decoded")
 
 
 def _model_files(names: list[str]) -> dict[str, Path]:
@@ -352,6 +397,12 @@ def _evaluate(options: argparse.Namespace) -> None:
         extractors["Inception"] = Inception()
     for extractor in extractors.values():
         extractor.to(device)
+    decoders = {}
+    realistic = next(iter(files.values())).parent / "realistic.safetensors"
+    if realistic.is_file():
+        decoder = load_model(realistic, RealisticDecoder).to(device)
+        generator = torch.Generator().manual_seed(0)
+        decoders["realistic decoder"] = partial(decoder.sample, generator=generator)
     lesions = data.classes == CLASSES
     other_sets = {"synthetic lesions": lambda n: synthetic_dataset(n).pixels(options.size)[:n]}
     result = evaluate(
@@ -362,6 +413,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         classifier if lesions else None,
         size=options.size,
         split=options.split,
+        decoders=decoders,
         other_sets=other_sets if lesions else None,
         prior_classes=prior_classes,
         progress=lambda row: print(f"measured: {row}", file=sys.stderr),

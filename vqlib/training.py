@@ -528,6 +528,13 @@ WORKBOOK = Recipe(
 RECIPES = {recipe.name: recipe for recipe in (REPORT, WORKBOOK)}  # `beyond` adds to them
 
 
+def _check_validation(val: Tensor, data: ImageDataset | EncodedDataset) -> None:
+    """Each process evaluates a part of the validation split, but only after a whole epoch."""
+    if len(val) < (needed := distributed.world_size()):
+        found = f"{len(val)} images in the validation split, expected at least {needed}"
+        raise DataError(f"{found}: use a larger data set ({data})")
+
+
 def train_vqvae(
     data: ImageDataset,
     recipe: Recipe = WORKBOOK,
@@ -565,7 +572,8 @@ def train_vqvae(
         The model in eval() mode, on the CPU. It is also saved in the folder, as vqvae.safetensors.
 
     Raises:
-        DataError: the folder contains another run, or the validation split is empty.
+        DataError: the folder contains another run, or the validation split has fewer images than
+            there are processes.
         FloatingPointError: the loss is no longer finite.
         TrainingStopped: training was stopped; a checkpoint has been written.
     """
@@ -573,10 +581,7 @@ def train_vqvae(
     split = recipe.split(data)
     with distributed.rank_0_first():
         pixels = data.pixels(size, recipe.resize_mode)
-    if not len(split.val):
-        raise DataError(f"the validation split of {data} is empty: use a larger data set")
-    if len(split.val) < distributed.world_size():
-        raise DataError(f"{data} has fewer images in the validation split than there are processes")
+    _check_validation(split.val, data)
     preview_images, _ = next(batches(pixels, split.val[:8], batch_size=8, shuffle=False))
     torch.manual_seed(seed)
     vqvae = recipe.vqvae()
@@ -663,16 +668,14 @@ def train_prior(
         During training this file holds the best weights so far, and its notes say so.
 
     Raises:
-        DataError: the folder contains another run, or the validation split is empty.
+        DataError: the folder contains another run, or the validation split has fewer images than
+            there are processes.
         FloatingPointError: the loss is no longer finite.
         TrainingStopped: training was stopped; a checkpoint has been written.
     """
     epochs = recipe.prior_epochs if epochs is None else epochs
     train, val = encoded.split.train, encoded.split.val
-    if not len(val):
-        raise DataError(f"the validation split is empty ({encoded}): encode more images")
-    if len(val) < distributed.world_size():
-        raise DataError(f"{encoded} has fewer images in the validation split than processes")
+    _check_validation(val, encoded)
     torch.manual_seed(seed)
     predicts_vectors = recipe.prior is PixelRCNN
     # The training grids in all orientations, int64 (orientations, n, h, w, slots).

@@ -31,7 +31,6 @@ POWER = (
     "    distances = torch.cat([innocent[innocent_index], copies[copy_index]], 1)\n"
     "    sets, n = distances.shape\n"
 )
-DENSITY = "def density_coverage(real, generated, k=5):\n"
 TWO_SAMPLE = (
     "def two_sample_accuracy(a, b, fit, folds=5):\n"
     "    x = torch.cat([a, b])\n"
@@ -46,19 +45,6 @@ def power(threshold="held_out.quantile(0.01)", n="n", errors="2 * ", result="nea
         + f"    near = (distances < {threshold}).double().mean(1)\n"
         + f"    limit = 0.01 + {errors}(0.01 * 0.99 / {n}) ** 0.5\n"
         + f"    return float(({result}).double().mean())"
-    )
-
-
-def neighborhoods(
-    radius="torch.cdist(real, real).kthvalue(k + 1).values",
-    density="inside.sum(1).float().mean() / k",
-    coverage="inside.any(0).float().mean()",
-    distances="torch.cdist(generated, real)",
-):
-    return (
-        DENSITY
-        + f"    radius = {radius}\n    inside = {distances} <= radius\n"
-        + f"    return float({density}), float({coverage})"
     )
 
 
@@ -169,32 +155,6 @@ WRONG = {
             + "    nearest = torch.cdist(generated, real).min(1)\n"
             + "    return float((nearest.values <= radius[nearest.indices]).float().mean())",
             "nearest real image",
-        ),
-    ],
-    "density_coverage": [
-        (neighborhoods(density="inside.sum(1).float().mean()"), "division by k is missing"),
-        (neighborhoods("torch.cdist(real, real).kthvalue(k).values"), "own first neighbor"),
-        (neighborhoods(density="inside.sum(1).float().mean() / (k + 1)"), "divided by k + 1"),
-        (
-            neighborhoods("torch.cdist(real, generated).kthvalue(k).values"),
-            "those of the generated images",
-        ),
-        (
-            neighborhoods(
-                "torch.cdist(generated, generated).kthvalue(k + 1).values",
-                distances="torch.cdist(real, generated)",
-            ),
-            "those of the generated images",
-        ),
-        (neighborhoods(density="inside.any(1).float().mean()"), "which is the precision"),
-        (neighborhoods(density="inside.any(1).float().mean() / k"), "in several of them"),
-        (neighborhoods(density="inside.sum(0).float().mean() / k"), "number of real images"),
-        (neighborhoods(density="inside.float().mean()"), "mean over the whole table"),
-        (neighborhoods(coverage="inside.any(1).float().mean()"), "Coverage: it looks as if images"),
-        (neighborhoods(coverage="inside.any(0).float().mean() / k"), "divided by k"),
-        (
-            DENSITY + "    return vqlib.evaluation.set_measures.density_coverage(real, generated)",
-            "calls vqlib.evaluation.set_measures.density_coverage",
         ),
     ],
     "two_sample_accuracy": [

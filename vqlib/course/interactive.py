@@ -1,7 +1,7 @@
 """Frame of the interactive figures: controls, and a picture that is drawn again when one of them
 changes. `widgets` has the figures.
 
-Works with ipywidgets 7.7 (Colab) and later, with the mouse or the keyboard (Tab, arrow keys, space).
+Works with ipywidgets 7.7 (Colab) and later, by mouse or by keyboard (Tab, arrow keys, space).
 """
 
 from __future__ import annotations

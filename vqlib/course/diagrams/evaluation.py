@@ -64,11 +64,11 @@ def calibration() -> None:
     box(axes, 0.1, 3.1, 2.7, 1.1, "two sets of\nreal lesions", "data")
     box(axes, 0.1, 1.6, 2.7, 1.1, "real lesions with\na known defect", "data")
     box(axes, 0.1, 0.1, 2.7, 1.1, "samples of\nthe model", "data")
-    box(axes, 3.9, 1.6, 2.1, 2.6, "features,\nthen a measure")
+    box(axes, 3.9, 0.1, 2.1, 4.1, "features,\nthen a measure")
     box(axes, 7.1, 3.1, 2.1, 1.1, "range of its value\nwithout a defect", "note")
     box(axes, 7.1, 1.6, 2.1, 1.1, "does it leave\nthis range?", "note")
     box(axes, 10.2, 1.6, 1.7, 2.6, "measures\nthat respond", "codes")
-    box(axes, 7.1, 0.1, 4.8, 1.1, "3. verdict on the samples,\nwith these measures only", "loss")
+    box(axes, 7.1, 0.1, 4.8, 1.1, "verdict on the samples,\nwith these measures only", "loss")
     arrow(axes, (2.8, 3.65), (3.9, 3.65), "1.")
     arrow(axes, (2.8, 2.15), (3.9, 2.15), "2.")
     arrow(axes, (6.0, 3.65), (7.1, 3.65))
@@ -76,7 +76,8 @@ def calibration() -> None:
     arrow(axes, (8.15, 3.1), (8.15, 2.7))
     arrow(axes, (9.2, 2.15), (10.2, 2.15))
     arrow(axes, (11.05, 1.6), (11.05, 1.2))
-    arrow(axes, (2.8, 0.65), (7.1, 0.65), "3.")
+    arrow(axes, (2.8, 0.65), (3.9, 0.65), "3.")
+    arrow(axes, (6.0, 0.65), (7.1, 0.65))
 
 
 def responses(
@@ -101,10 +102,12 @@ def responses(
         values.flatten().tolist(),
         strict=True,
     ):
-        text = f"{value:.0f}" if abs(value) < 100 else ("> 99" if value > 0 else "< -99")
+        # More digits near 3, so that the number agrees with its color.
+        digits = 2 if 2.95 <= abs(value) < 3.05 else int(2.5 <= abs(value) < 3.5)
+        text = f"{value:.{digits}f}" if abs(value) < 100 else ("> 99" if value > 0 else "< -99")
         text = "0" if text == "-0" else text
         seen = abs(value) >= 3
-        axis.text(j, i, text, ha="center", va="center", fontsize=7.5, color="k" if seen else "0.5")
+        axis.text(j, i, text, ha="center", va="center", fontsize=9, color="k" if seen else "0.4")
     for j in range(width, values.shape[1], width):
         axis.axvline(j - 0.5, color="k", lw=2)
     axis.set_xticks(range(values.shape[1]), [*measures] * len(groups), rotation=60, ha="right")
