@@ -243,7 +243,7 @@ def test_a_widget_that_was_saved_is_shown_the_day_after(browser, lab):
         page.open()
         page.tab.locator(".widget-html img").first.wait_for()
         shown = page.tab.locator(".jp-Notebook").inner_text()
-        assert "model not found" not in shown and "run this cell" in shown
+        assert "model not found" not in shown and "Run this cell" in shown
 
 
 TRAINING = """import vqlib
