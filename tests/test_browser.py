@@ -172,6 +172,12 @@ class Page:
     def errors(self):
         return self.tab.locator(ERROR).all_inner_texts()
 
+    def set_theme(self, name):
+        command = f"'apputils:change-theme', {{theme: 'JupyterLab {name}'}}"
+        self.tab.evaluate(f"() => {{ window.jupyterapp.commands.execute({command}); }}")
+        self.tab.wait_for_selector(f"body[data-jp-theme-name$='{name}']", state="attached")
+        self.tab.wait_for_timeout(300)  # its style sheet
+
     def save(self):
         self.tab.evaluate("() => window.jupyterapp.shell.currentWidget.context.save()")
 
@@ -225,7 +231,10 @@ def test_each_control_of_each_widget_answers(browser, lab, number):
                     assert time.monotonic() - start < 20, f"widget {i}, control {j}: no answer"
                     page.tab.wait_for_timeout(10)
                 seconds[f"widget {i}, control {j}"] = round(time.monotonic() - start, 3)
-            explorer.screenshot(path=SHOTS / f"{number}_{i}.png")
+        for theme in ("Light", "Dark"):
+            page.set_theme(theme)
+            for i in range(explorers.count()):
+                explorers.nth(i).screenshot(path=SHOTS / f"{number}_{i}_{theme.lower()}.png")
         (SHOTS / f"{number}.json").write_text(json.dumps(seconds, indent=1))
         assert page.errors() == []
         assert max(seconds.values()) < SECONDS, seconds
@@ -251,7 +260,7 @@ from vqlib.course import plots
 from vqlib.lesions import synthetic_dataset
 
 plots.use_style()
-options = {"run": "stopped", "size": 64, "epochs": 40, "device": "cpu"}
+options = {"run": "stopped", "size": 64, "epochs": 12, "device": "cpu"}
 data = synthetic_dataset(lesions=30)
 vqlib.train_vqvae(data, progress=plots.LiveTraining(every=0.2), **options)
 print("trained")"""

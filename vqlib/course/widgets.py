@@ -267,22 +267,21 @@ def sampling_panel(vqvae: VQVAE, prior: PixelCNN, grid: tuple[int, int] = (8, 8)
         grid: (h, w) of the codes.
     """
 
-    def draw(label: int, temperature: float, guidance: float, seed: int) -> str:
-        y = None if label == prior.num_classes else label
-        w = 0.0 if y is None else guidance
-        generator = torch.Generator().manual_seed(seed)
-        codes = sample(prior, 4, y, temperature, guidance=w, grid=grid, generator=generator)
-        name = "no class: guidance has no effect" if y is None else CLASSES[y]
+    n = prior.num_classes
+    names = [*CLASSES] if n == len(CLASSES) else [f"class {i}" for i in range(n)]
+    names.append("no class (w has no effect)")  # the label n
+
+    def draw(label: str, temperature: float, guidance: float, seed: int) -> str:
+        y, generator = names.index(label), torch.Generator().manual_seed(seed)
+        codes = sample(prior, 4, y, temperature, guidance=guidance, grid=grid, generator=generator)
         titles = [f"sample {i}" for i in range(1, 5)]
-        caption = f"{name}, T = {temperature:g}, w = {w:g}, seed {seed}"
+        caption = f"{label}, T = {temperature:g}, w = {guidance:g}, seed {seed}"
         return side_by_side(*map(picture, titles, decoded(vqvae, codes)), caption=caption)
 
-    # Not None for "no class", because None would be "nothing is chosen".
-    choices = [("no class", prior.num_classes), *((name, i) for i, name in enumerate(CLASSES))]
     return Explorer(
         "four samples of any class, temperature, guidance and seed",
         draw,
-        label=choice("class", choices),
+        label=choice("class", names),
         temperature=slider("temperature T", 0.4, 1.6, 1.0, 0.1, wait=True),
         guidance=slider("guidance w", 0.0, 3.0, 0.0, 0.5, wait=True),
         seed=slider("seed", 0, 99, 0, wait=True),
