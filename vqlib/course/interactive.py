@@ -75,7 +75,8 @@ def choice(name: str, options: Sequence[Any]) -> ipywidgets.ToggleButtons:
     """Buttons for values, or for (name, value); the first one is chosen. JupyterLab takes away the
     arrow keys from a menu, so that it can't be used with the keyboard."""
     style = {"description_width": "initial", "button_width": "auto"}
-    return ipywidgets.ToggleButtons(options=options, description=name, style=style)
+    layout = {"width": "max-content", "max_width": "100%", "margin": "2px 16px 2px 2px"}
+    return ipywidgets.ToggleButtons(options=options, description=name, style=style, layout=layout)
 
 
 def checkbox(name: str) -> ipywidgets.Checkbox:

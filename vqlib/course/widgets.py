@@ -239,7 +239,7 @@ def receptive_field_explorer() -> Explorer:
         output = y * side + x
         seen = dependencies(stack, kernel, layers)[output]
         title = f"{int((~seen[:output]).sum())} of {output} earlier positions not seen"
-        figure, axis = plt.subplots(figsize=(5, 4.4))
+        figure, axis = plt.subplots(figsize=(7, 4.4))  # as wide as the legend
         receptive_field(axis, seen.view(side, side), y, x, title)
         field_legend(figure, leaks=True)
         return chart(f"Positions on which the prediction at row {y}, column {x} depends", figure)
@@ -248,7 +248,7 @@ def receptive_field_explorer() -> Explorer:
         "what a prediction depends on, for any mask, kernel size, depth and position",
         draw,
         stack=choice("stack", stacks),
-        kernel=choice("first kernel of a plain stack", [7, 5, 3]),
+        kernel=choice("first kernel (plain)", [7, 5, 3]),
         layers=slider("layers", 1, 10, 3),
         y=slider("row", 0, side - 1, 5),
         x=slider("column", 0, side - 1, 1),
