@@ -80,7 +80,8 @@ def choice(name: str, options: Sequence[Any]) -> ipywidgets.ToggleButtons:
 
 
 def checkbox(name: str) -> ipywidgets.Checkbox:
-    return ipywidgets.Checkbox(description=name, indent=False, layout={"width": "auto"})
+    layout = {"width": "auto", "overflow": "visible"}  # the frame of the focus is outside
+    return ipywidgets.Checkbox(description=name, indent=False, layout=layout)
 
 
 # --- pictures -------------------------------------------------------------------------------------
