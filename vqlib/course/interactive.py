@@ -52,7 +52,7 @@ class Explorer:
             self.picture.value = self.draw(**values)
 
     def __repr__(self) -> str:
-        return f"Interactive figure (in a running notebook): {self.text}"
+        return f"Interactive figure (in a running notebook):\n{self.text}"
 
     def _repr_mimebundle_(self, **_: object) -> dict[str, Any]:
         view = {"version_major": 2, "version_minor": 0, "model_id": self.box.model_id}
