@@ -18,6 +18,9 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from torchvision.transforms.functional import to_pil_image
+
+from vqlib.lesions import CLASSES, synthetic_dataset
 
 pytestmark = pytest.mark.browser
 ROOT = Path(__file__).resolve().parents[1]
@@ -65,8 +68,14 @@ def browser():
 
 @pytest.fixture(scope="module")
 def lab(browser, tmp_path_factory):
-    """Folder of notebooks and address of a JupyterLab server with the settings of `make lab`."""
+    """Folder of notebooks and address of a JupyterLab server with the settings of `make lab`. The
+    notebooks read a few images and have no runs."""
     home, folder = tmp_path_factory.mktemp("jupyter"), tmp_path_factory.mktemp("notebooks")
+    images = tmp_path_factory.mktemp("images")
+    for i, image in enumerate(synthetic_dataset(lesions=40).pixels(256)):
+        path = images / CLASSES[i % 7] / f"{i}.png"
+        path.parent.mkdir(exist_ok=True)
+        to_pil_image(image).save(path)
     for name, values in SETTINGS.items():
         path = home / "settings" / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,6 +88,7 @@ def lab(browser, tmp_path_factory):
         for name in ("_CONFIG_DIR", "_DATA_DIR", "_RUNTIME_DIR", "LAB_WORKSPACES_DIR")
     }
     variables |= {"JUPYTERLAB_SETTINGS_DIR": str(home / "settings"), "IPYTHONDIR": str(home)}
+    variables |= {"VQLIB_DATA": str(images), "VQLIB_HOME": str(home), "PYTHONPATH": str(ROOT)}
     options = {
         "ServerApp.port": port,
         "ServerApp.port_retries": 0,
@@ -91,7 +101,7 @@ def lab(browser, tmp_path_factory):
     flags = [f"--{key}={value}" for key, value in options.items()]
     server = subprocess.Popen(
         [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", *flags],
-        env={**os.environ, **variables, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, **variables},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
