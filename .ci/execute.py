@@ -153,7 +153,7 @@ def write_html(book: nbformat.NotebookNode, path: Path) -> None:
             text = text.replace(set_repo.BADGE_IMAGE, "[Open in Colab]")
             cell.source = re.sub(r"(\]\(\d\d_\w+)\.ipynb", r"\1.html", text)
     resources = {"metadata": {"name": path.stem, "path": str(NOTEBOOKS)}}
-    exporter = HTMLExporter(embed_images=True, raw_template=PAGE)
+    exporter = HTMLExporter(raw_template=PAGE)
     exporter.register_preprocessor(
         TagRemovePreprocessor(remove_cell_tags=["remove-cell"], enabled=True), enabled=True
     )
