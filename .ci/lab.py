@@ -5,8 +5,10 @@ work. A copy that exists is never changed.
 """
 
 import hashlib
-import json
 from pathlib import Path
+
+import nbformat
+from copies import student_copy
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -25,12 +27,9 @@ def copy_notebooks(source: Path, target: Path) -> dict[str, str]:
                 "yours, of an older version: rename it and call `make lab` again to get the new one"
             )  # fmt: skip
             continue
-        book = json.loads(original)
-        book["metadata"]["vqlib_version"] = version
-        for cell in book["cells"]:
-            if cell["cell_type"] == "code":
-                cell["outputs"], cell["execution_count"] = [], None
-        copy.write_text(json.dumps(book, ensure_ascii=False, indent=1) + "\n", "utf-8")
+        book = student_copy(nbformat.reads(original.decode("utf-8"), as_version=4))
+        book.metadata["vqlib_version"] = version
+        nbformat.write(book, copy)
         found[path.name] = "copied"
     (target / "README.md").write_bytes((source / "README.md").read_bytes())
     return found

@@ -18,6 +18,9 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from torchvision.transforms.functional import to_pil_image
+
+from vqlib.lesions import CLASSES, synthetic_dataset
 
 pytestmark = pytest.mark.browser
 ROOT = Path(__file__).resolve().parents[1]
@@ -65,8 +68,14 @@ def browser():
 
 @pytest.fixture(scope="module")
 def lab(browser, tmp_path_factory):
-    """Folder of notebooks and address of a JupyterLab server with the settings of `make lab`."""
+    """Folder of notebooks and address of a JupyterLab server with the settings of `make lab`. The
+    notebooks read a few images and have no runs."""
     home, folder = tmp_path_factory.mktemp("jupyter"), tmp_path_factory.mktemp("notebooks")
+    images = tmp_path_factory.mktemp("images")
+    for i, image in enumerate(synthetic_dataset(lesions=40).pixels(256)):
+        path = images / CLASSES[i % 7] / f"{i}.png"
+        path.parent.mkdir(exist_ok=True)
+        to_pil_image(image).save(path)
     for name, values in SETTINGS.items():
         path = home / "settings" / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,6 +88,7 @@ def lab(browser, tmp_path_factory):
         for name in ("_CONFIG_DIR", "_DATA_DIR", "_RUNTIME_DIR", "LAB_WORKSPACES_DIR")
     }
     variables |= {"JUPYTERLAB_SETTINGS_DIR": str(home / "settings"), "IPYTHONDIR": str(home)}
+    variables |= {"VQLIB_DATA": str(images), "VQLIB_HOME": str(home), "PYTHONPATH": str(ROOT)}
     options = {
         "ServerApp.port": port,
         "ServerApp.port_retries": 0,
@@ -91,7 +101,7 @@ def lab(browser, tmp_path_factory):
     flags = [f"--{key}={value}" for key, value in options.items()]
     server = subprocess.Popen(
         [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", *flags],
-        env={**os.environ, **variables, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, **variables},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -172,6 +182,12 @@ class Page:
     def errors(self):
         return self.tab.locator(ERROR).all_inner_texts()
 
+    def set_theme(self, name):
+        command = f"'apputils:change-theme', {{theme: 'JupyterLab {name}'}}"
+        self.tab.evaluate(f"() => {{ window.jupyterapp.commands.execute({command}); }}")
+        self.tab.wait_for_selector(f"body[data-jp-theme-name$='{name}']", state="attached")
+        self.tab.wait_for_timeout(300)  # its style sheet
+
     def save(self):
         self.tab.evaluate("() => window.jupyterapp.shell.currentWidget.context.save()")
 
@@ -225,7 +241,10 @@ def test_each_control_of_each_widget_answers(browser, lab, number):
                     assert time.monotonic() - start < 20, f"widget {i}, control {j}: no answer"
                     page.tab.wait_for_timeout(10)
                 seconds[f"widget {i}, control {j}"] = round(time.monotonic() - start, 3)
-            explorer.screenshot(path=SHOTS / f"{number}_{i}.png")
+        for theme in ("Light", "Dark"):
+            page.set_theme(theme)
+            for i in range(explorers.count()):
+                explorers.nth(i).screenshot(path=SHOTS / f"{number}_{i}_{theme.lower()}.png")
         (SHOTS / f"{number}.json").write_text(json.dumps(seconds, indent=1))
         assert page.errors() == []
         assert max(seconds.values()) < SECONDS, seconds
@@ -251,7 +270,7 @@ from vqlib.course import plots
 from vqlib.lesions import synthetic_dataset
 
 plots.use_style()
-options = {"run": "stopped", "size": 64, "epochs": 40, "device": "cpu"}
+options = {"run": "stopped", "size": 64, "epochs": 12, "device": "cpu"}
 data = synthetic_dataset(lesions=30)
 vqlib.train_vqvae(data, progress=plots.LiveTraining(every=0.2), **options)
 print("trained")"""

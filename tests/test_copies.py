@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ sys.path.append(str(ROOT / ".ci"))
 
 import copies  # noqa: E402
 import grade  # noqa: E402
+import lab  # noqa: E402
 
 exercises._load()
 TASKS = exercises.TASKS
@@ -39,6 +41,21 @@ def test_an_instructors_copy_becomes_a_students_copy(path):
     kept = [cell for cell in book.cells if not cell.id.endswith("-notes")]
     assert [cell.source for cell in kept] == [cell.source for cell in committed.cells]
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in book.cells)
+
+
+def test_the_readers_copies_have_no_outputs_and_are_never_overwritten(tmp_path):
+    assert set(lab.copy_notebooks(ROOT / "notebooks", tmp_path).values()) == {"copied"}
+    first, second, *_ = (tmp_path / path.name for path in NOTEBOOKS)
+    book = nbformat.read(first, as_version=4)
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in book.cells)
+    first.write_text(first.read_text("utf-8").replace("...", "my answer"), "utf-8")
+    second.write_text("a copy of another version", "utf-8")
+    before = first.read_bytes(), second.read_bytes()
+    found = lab.copy_notebooks(ROOT / "notebooks", tmp_path)
+    assert found[first.name] == "yours" and "older version" in found[second.name]
+    assert (first.read_bytes(), second.read_bytes()) == before
+    ignored = subprocess.run(["git", "check-ignore", "-q", "my_notebooks/x"], cwd=ROOT)
+    assert ignored.returncode == 0 or not (ROOT / ".git").exists()
 
 
 def test_notes_for_instructors_belong_to_notebooks():

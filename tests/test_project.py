@@ -257,22 +257,6 @@ def test_set_repo_rewrites_everything_and_can_be_undone(tmp_path):
     assert {name: (tmp_path / name).read_text("utf-8") for name in files} == before
 
 
-def test_the_readers_copies_have_no_outputs_and_are_never_overwritten(tmp_path):
-    lab = load_script(".ci/lab.py")
-    assert set(lab.copy_notebooks(ROOT / "notebooks", tmp_path).values()) == {"copied"}
-    first, second, *_ = (tmp_path / path.name for path in NOTEBOOKS)
-    cells = code_cells(json.loads(first.read_text("utf-8")))
-    assert not any(cell["outputs"] or cell["execution_count"] for cell in cells)
-    first.write_text(first.read_text("utf-8").replace("...", "my answer"), "utf-8")
-    second.write_text("a copy of another version", "utf-8")
-    before = first.read_bytes(), second.read_bytes()
-    found = lab.copy_notebooks(ROOT / "notebooks", tmp_path)
-    assert found[first.name] == "yours" and "older version" in found[second.name]
-    assert (first.read_bytes(), second.read_bytes()) == before
-    ignored = subprocess.run(["git", "check-ignore", "-q", "my_notebooks/x"], cwd=ROOT)
-    assert ignored.returncode == 0 or not (ROOT / ".git").exists()
-
-
 def test_bootstrap_says_what_to_do_if_the_repository_cannot_be_cloned(tmp_path, monkeypatch):
     git = tmp_path / "git"
     git.write_text("#!/bin/sh\nexit 128\n")

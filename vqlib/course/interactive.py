@@ -1,23 +1,22 @@
 """Frame of the interactive figures: controls, and a picture that is drawn again when one of them
 changes. `widgets` has the figures.
 
-Works with ipywidgets 7.7 (Colab) and later, by mouse and by keyboard (Tab, arrow keys, space).
+Works with ipywidgets 7.7 (Colab) and later, by mouse or by keyboard (Tab, arrow keys, space).
 """
 
 from __future__ import annotations
 
-import base64
 import io
+from base64 import b64encode
 from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
 import ipywidgets
-import numpy as np
-from PIL import Image
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 from torch import Tensor
-
-from .training_curves import to_image_array
+from torchvision.transforms.functional import to_pil_image
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 NOTE = "Run this cell after opening the notebook. Keyboard: Tab, arrow keys, space."
@@ -53,7 +52,7 @@ class Explorer:
             self.picture.value = self.draw(**values)
 
     def __repr__(self) -> str:
-        return f"Interactive figure (in a running notebook): {self.text}"
+        return f"Interactive figure (in a running notebook):\n{self.text}"
 
     def _repr_mimebundle_(self, **_: object) -> dict[str, Any]:
         view = {"version_major": 2, "version_minor": 0, "model_id": self.box.model_id}
@@ -67,27 +66,22 @@ def slider(name: str, low: float, high: float, value: float, step: float = 1, wa
     """A slider, for floats if `step` is one. With `wait`, the picture is drawn only when the slider
     is released, because it takes long."""
     kind = ipywidgets.FloatSlider if isinstance(step, float) else ipywidgets.IntSlider
-    return kind(
-        value=value,
-        min=low,
-        max=high,
-        step=step,
-        description=name,
-        continuous_update=not wait,
-        style={"description_width": "initial"},
-        layout={"width": "270px"},
-    )
+    options = {"value": value, "min": low, "max": high, "step": step, "continuous_update": not wait}
+    style, layout = {"description_width": "initial"}, {"width": "270px"}
+    return kind(description=name, style=style, layout=layout, **options)
 
 
 def choice(name: str, options: Sequence[Any]) -> ipywidgets.ToggleButtons:
     """Buttons for values, or for (name, value); the first one is chosen. JupyterLab takes away the
     arrow keys from a menu, so that it can't be used with the keyboard."""
     style = {"description_width": "initial", "button_width": "auto"}
-    return ipywidgets.ToggleButtons(options=options, description=name, style=style)
+    layout = {"width": "max-content", "max_width": "100%", "margin": "2px 16px 2px 2px"}
+    return ipywidgets.ToggleButtons(options=options, description=name, style=style, layout=layout)
 
 
 def checkbox(name: str) -> ipywidgets.Checkbox:
-    return ipywidgets.Checkbox(description=name, indent=False, layout={"width": "auto"})
+    layout = {"width": "auto", "overflow": "visible"}  # the frame of the focus is outside
+    return ipywidgets.Checkbox(description=name, indent=False, layout=layout)
 
 
 # --- pictures -------------------------------------------------------------------------------------
@@ -102,36 +96,27 @@ def side_by_side(*pictures: str, caption: str = "") -> str:
 
 
 def picture(title: str, image: Tensor, side: int = 192) -> str:
-    """HTML of an image, (3, H, W), with its title below. Few pixels are enlarged as squares."""
-    pixels = "image-rendering:pixelated;" if image.shape[-1] < side else ""
-    tag = f'<img alt="{escape(title)}" src="{data_url(image)}" '
-    return _figure(title, tag + f'style="width:{side}px;{pixels}margin:0">', side)
-
-
-def svg(title: str, size: float, shapes: Sequence[str], image: Tensor | None, side: int) -> str:
-    """HTML of a drawing of size x size units, over an image, (3, H, W), with its title below."""
-    light = f'<rect width="{size}" height="{size}" fill="#f4f4f4"/>'  # in a dark theme, too
-    if image is not None:
-        light = f'<image href="{data_url(image)}" width="{size}" height="{size}"/>'
-    tag = f'<svg role="img" aria-label="{escape(title)}" viewBox="0 0 {size} {size}" '
-    return _figure(title, tag + f'width="{side}">{light}{"".join(shapes)}</svg>', side)
-
-
-def dot(x: float, y: float, radius: float, color: str) -> str:
-    outline = 'stroke="#444" stroke-width="0.3"'
-    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}" fill="{color}" {outline}/>'
-
-
-def data_url(image: Tensor) -> str:
-    """A PNG file as a URL, of an image (3, H, W), float in [0, 1] or uint8."""
-    array = to_image_array(image)
-    if array.dtype != np.uint8:
-        array = (255 * array).round().astype(np.uint8)
+    """HTML of an image, (3, H, W), float in [0, 1] or uint8, with its title below. Few pixels are
+    enlarged as squares."""
+    if image.is_floating_point():
+        image = (255 * image.detach().cpu().clamp(0, 1)).round().byte()
     file = io.BytesIO()
-    Image.fromarray(array).save(file, "PNG", compress_level=1)
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    to_pil_image(image).save(file, "PNG", compress_level=1)
+    style = f"width:{side}px;" + "image-rendering:pixelated;" * (image.shape[-1] < side)
+    return (
+        f'<figure style="margin:4px 8px 4px 0;width:{side}px;line-height:1.3">'
+        f"{_img(title, file, style)}<figcaption>{escape(title)}</figcaption></figure>"
+    )
 
 
-def _figure(title: str, content: str, width: int) -> str:
-    style = f"margin:4px 8px 4px 0;width:{width}px;line-height:1.3"
-    return f'<figure style="{style}">{content}<figcaption>{escape(title)}</figcaption></figure>'
+def chart(alt: str, figure: Figure) -> str:
+    """HTML of a Matplotlib figure, which is closed: the notebook shows it only here."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", pil_kwargs={"compress_level": 1})
+    plt.close(figure)
+    return _img(alt, file, "max-width:100%;")
+
+
+def _img(alt: str, png: io.BytesIO, style: str) -> str:
+    source = "data:image/png;base64," + b64encode(png.getvalue()).decode()
+    return f'<img alt="{escape(alt)}" style="{style}margin:0" src="{source}">'
