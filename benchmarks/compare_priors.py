@@ -19,7 +19,8 @@ trained, and are fixed here:
 The prior that samples by default is the one with the lowest kernel distance to the reconstructions
 in EfficientNet-Lite0's features, or the fastest one within one standard error of it; completion
 uses the one with the seam nearest to 1. Results go to data/results/transformer-priors.json, one
-prior after the other, so that the command may be called again; "default" has the two choices.
+prior after the other, so that the command may be called again; "default" has the two choices. The
+seconds need an otherwise idle machine; --times measures them again.
 """
 
 from __future__ import annotations
@@ -56,6 +57,17 @@ def sampler(prior: nn.Module, passes: int | None) -> Any:
     return partial(sample, prior) if passes is None else partial(prior.sample, passes=passes)
 
 
+@torch.inference_mode()
+def seconds_per_grid(sample_codes: Any, labels: Tensor) -> float:
+    """Median of five batches of 16 grids."""
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        sample_codes(16, labels[:16])
+        seconds.append((time.perf_counter() - started) / 16)
+    return sorted(seconds)[2]
+
+
 def choose(priors: Mapping[str, dict[str, Any]]) -> dict[str, str]:
     """The priors that sample and complete by default, by the rule above."""
 
@@ -75,6 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", help="folder of the images; default: see open_dataset()")
     parser.add_argument("--prior", action="append", required=True, metavar="NAME=FILE")
+    parser.add_argument("--times", action="store_true", help="only measure the seconds again")
     options = parser.parse_args()
     data = open_dataset(options.data)
     vqvae, _ = load_pretrained("ham10000")
@@ -126,14 +139,9 @@ def main() -> None:
                 for c, y in zip(codes.split(64), labels.split(64), strict=True)
             ]
         )
-        seconds = []
-        for _ in range(5):
-            started = time.perf_counter()
-            sample_codes(16, labels[:16])
-            seconds.append((time.perf_counter() - started) / 16)
         return {
             "evaluations": passes or codes[0].numel(),
-            "seconds_per_grid": sorted(seconds)[2],
+            "seconds_per_grid": seconds_per_grid(sample_codes, labels),
             "kernel_distance_x1000": distances,
             "found": dict(
                 zip(CLASSES, found.view(len(CLASSES), -1).float().mean(1).tolist(), strict=True)
@@ -146,6 +154,13 @@ def main() -> None:
     for name, file in (text.split("=", 1) for text in options.prior):
         prior = load_model(Path(file))
         masked = isinstance(prior, MaskedTransformer)
+        if options.times:
+            for passes in PASSES if masked else (None,):
+                row = results["priors"][f"{name}, {passes} passes" if masked else name]
+                row["seconds_per_grid"] = seconds_per_grid(sampler(prior, passes), labels)
+            results["default"] = choose(results["priors"])
+            save_results("transformer-priors", results)
+            continue
         if masked:
             bits = prior.bits_bound(codes, labels, MASKS, SEED).double()
         else:
