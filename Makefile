@@ -44,7 +44,7 @@ lab: $(STAMP) ## open your copies of the notebooks in JupyterLab [LAB="--no-brow
 	@$(PY) .ci/lab.py
 	@$(absolute_paths); $(PY) -m jupyterlab --ServerApp.root_dir="$(CURDIR)" \
 	  --LabApp.app_settings_dir="$(CURDIR)/.ci/lab" \
-	  --LabApp.default_url=/lab/tree/my_notebooks/01_preprocessing.ipynb $(LAB)
+	  --LabApp.default_url=/lab/tree/my_notebooks/02_vqvae_training.ipynb $(LAB)
 
 site: $(STAMP) ## build the notebooks as a website to read, without running them, in build/site/
 	@$(PY) .ci/build_site.py

@@ -950,9 +950,9 @@ def readme_results() -> str:
     above = interval(test["rows"][DEEP]["psnr_above_baseline_db"], 2)
     items = f"""
 - **Reconstruction** (`python -m vqlib evaluate --data PATH`). With {val["budget_bytes"]} bytes per
-image, the deep model reaches {ours[0]} dB PSNR and WebP {webp[0]} dB on the validation split (n =
-{val["n"]}), {ours[1]} and {webp[1]} dB on the test split (n = {test["n"]}, `--split test`). On the
-test split, the deep model is {above} dB (95 % interval) above WebP, and {above_avif(test)}.
+image, the pretrained VQ-VAE reaches {ours[0]} dB PSNR and WebP {webp[0]} dB on the validation split
+(n = {val["n"]}), {ours[1]} and {webp[1]} dB on the test split (n = {test["n"]}, `--split test`). On the
+test split, it is {above} dB (95 % interval) above WebP, and {above_avif(test)}.
 
 - **Bits per code and file size** (same command). Given the class, the prior needs
 {bits["prior, given the class"]:.2f} bits per code on the validation split (n = {val["n"]}); a

@@ -363,7 +363,7 @@ def test_results_in_the_readme_are_those_of_the_files():
     bits, files, machines = val["bits_per_code"], val["files"], machines["machines"]
     said = [
         f"With {val['budget_bytes']} bytes",
-        f"deep model reaches {ours[0]:.2f} dB PSNR and WebP {webp[0]:.2f} dB on the validation",
+        f"pretrained VQ-VAE reaches {ours[0]:.2f} dB PSNR and WebP {webp[0]:.2f} dB on the validation",
         f"(n = {val['n']}), {ours[1]:.2f} and {webp[1]:.2f} dB on the test split (n = {test['n']},",
         "{:+.2f} ({:+.2f} to {:+.2f}) dB".format(
             *test["rows"]["ham10000"]["psnr_above_baseline_db"]
@@ -399,7 +399,7 @@ def test_other_results_are_those_of_their_benchmarks():
     for name, row in results("transformer-priors")["priors"].items():
         bits, error = row["bits_per_code"], row["bits_standard_error"]
         bound = "" if row["bits_are"] == "exact" else "at most "
-        said.append(f"| {row['weights'] / 1e6:.2f} | {bound}{bits:.3f} ± {error:.3f} |")
+        said.append(f"| {row['epochs']} | {bound}{bits:.3f} ± {error:.3f} |")
         kid = row["kernel_distance_x1000"]["reconstructions"]["classifier"]
         said.append(f"| {name} | {kid[0]:.1f} ± {kid[1]:.1f} |")
     for row in results("ablation")["rows"]:

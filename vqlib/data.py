@@ -514,6 +514,9 @@ def read_image(path: Path) -> tuple[Image.Image, str]:
     except Image.DecompressionBombError as error:
         raise DataError(f"{path} is too large ({error}): scale the image down.") from error
     except Exception as error:  # PIL raises errors of many types for damaged files
+        if isinstance(error, OSError) and error.strerror:
+            advice = "check its name and your permissions"
+            raise DataError(f"{path} can't be opened ({error.strerror}): {advice}.") from error
         reason = str(error).partition(" <_io")[0]  # without the address of an object
         raise DataError(
             f"{path} can't be read as an image ({reason}): it is damaged; get this file again."
