@@ -951,8 +951,8 @@ def readme_results() -> str:
     items = f"""
 - **Reconstruction** (`python -m vqlib evaluate --data PATH`). With {val["budget_bytes"]} bytes per
 image, the pretrained VQ-VAE reaches {ours[0]} dB PSNR and WebP {webp[0]} dB on the validation split
-(n = {val["n"]}), {ours[1]} and {webp[1]} dB on the test split (n = {test["n"]}, `--split test`). On the
-test split, it is {above} dB (95 % interval) above WebP, and {above_avif(test)}.
+(n = {val["n"]}), {ours[1]} and {webp[1]} dB on the test split (n = {test["n"]}, `--split test`).
+On the test split, it is {above} dB (95 % interval) above WebP, and {above_avif(test)}.
 
 - **Bits per code and file size** (same command). Given the class, the prior needs
 {bits["prior, given the class"]:.2f} bits per code on the validation split (n = {val["n"]}); a

@@ -363,7 +363,7 @@ def test_results_in_the_readme_are_those_of_the_files():
     bits, files, machines = val["bits_per_code"], val["files"], machines["machines"]
     said = [
         f"With {val['budget_bytes']} bytes",
-        f"pretrained VQ-VAE reaches {ours[0]:.2f} dB PSNR and WebP {webp[0]:.2f} dB on the validation",
+        f"VQ-VAE reaches {ours[0]:.2f} dB PSNR and WebP {webp[0]:.2f} dB on the validation",
         f"(n = {val['n']}), {ours[1]:.2f} and {webp[1]:.2f} dB on the test split (n = {test['n']},",
         "{:+.2f} ({:+.2f} to {:+.2f}) dB".format(
             *test["rows"]["ham10000"]["psnr_above_baseline_db"]
