@@ -447,7 +447,8 @@ def still_masked(answer):
         """n grids of codes, int64 (n, *shape), sampled in parallel passes.
 
         model(codes, masked) gives logits (n, *shape, K); it sees the codes only where masked,
-        bool (n, *shape), is False. The function still_masked may be used.
+        bool (n, *shape), is False. After pass s = 1, 2, ... floor(T cos(pi s / (2 passes))) of
+        the T codes of a grid stay masked. The function still_masked may be used.
         """
         codes = torch.zeros(n, *shape, dtype=torch.long)
         ...
@@ -458,7 +459,8 @@ def still_masked(answer):
         """n grids of codes, int64 (n, *shape), sampled in parallel passes.
 
         model(codes, masked) gives logits (n, *shape, K); it sees the codes only where masked,
-        bool (n, *shape), is False. The function still_masked may be used.
+        bool (n, *shape), is False. After pass s = 1, 2, ... floor(T cos(pi s / (2 passes))) of
+        the T codes of a grid stay masked. The function still_masked may be used.
         """
         codes = torch.zeros(n, *shape, dtype=torch.long)
         masked = torch.ones(n, *shape, dtype=torch.bool)
@@ -543,7 +545,7 @@ def sample_in_passes(answer):
 
         masked: bool (N, T). The number of masked codes of each grid is uniform in 1..T.
         nats: float (N, T), negative log-likelihood of each masked code, 0 at visible codes.
-        Returns a float, ().
+        Returns a float tensor, ().
         """
         return nats.sum() / masked.sum() / math.log(2)
     ''',
@@ -553,7 +555,7 @@ def sample_in_passes(answer):
 
         masked: bool (N, T). The number of masked codes of each grid is uniform in 1..T.
         nats: float (N, T), negative log-likelihood of each masked code, 0 at visible codes.
-        Returns a float, ().
+        Returns a float tensor, ().
         """
         return (nats.sum(1) / masked.sum(1)).mean() / math.log(2)
     ''',
