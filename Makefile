@@ -28,7 +28,8 @@ export PWD_AT_CALL := $(PWD)
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=1200
 
 .NOTPARALLEL:
-.PHONY: help workbook lab test lint unit nbval solved mutants refresh set-repo clean
+.PHONY: help workbook lab site student instructor grade test lint unit nbval solved browser mutants \
+  versions refresh set-repo clean
 
 help: ## list the commands
 	@echo "make <command>, where <command> is"
@@ -39,11 +40,25 @@ help: ## list the commands
 workbook: $(STAMP) ## run all notebooks and write them, with HTML pages, to build/workbook/ [NB=02]
 	@$(absolute_paths); $(PY) .ci/execute.py workbook $(if $(NB),--only "$(NB)")
 
-lab: $(STAMP) ## open the notebooks in JupyterLab [LAB="--no-browser --port=8889"]
+lab: $(STAMP) ## open your copies of the notebooks in JupyterLab [LAB="--no-browser --port=8889"]
+	@$(PY) .ci/lab.py
 	@$(absolute_paths); $(PY) -m jupyterlab --ServerApp.root_dir="$(CURDIR)" \
-	  --LabApp.default_url=/lab/tree/notebooks $(LAB)
+	  --LabApp.app_settings_dir="$(CURDIR)/.ci/lab" \
+	  --LabApp.default_url=/lab/tree/my_notebooks/02_vqvae_training.ipynb $(LAB)
 
-test: lint unit nbval solved ## lint, unit tests, all notebooks compared with their committed outputs, and solved
+site: $(STAMP) ## build the notebooks as a website to read, without running them, in build/site/
+	@$(PY) .ci/build_site.py
+
+student: $(STAMP) ## copies of the notebooks without outputs and solutions, in build/student/
+	@$(PY) .ci/copies.py student
+
+instructor: $(STAMP) ## copies with solutions, typical mistakes and teaching notes, in build/instructor/
+	@$(PY) .ci/copies.py instructor
+
+grade: $(STAMP) ## check the tasks of handed-in notebooks [FOLDER=handed-in]
+	@$(PY) .ci/grade.py "$(FOLDER)"
+
+test: lint unit nbval solved browser ## all tests: lint, units, notebooks compared and solved, widgets
 
 lint: $(STAMP) ## check code style, format and imports
 	@echo "== lint"
@@ -68,10 +83,17 @@ solved: $(STAMP) ## run all notebooks with the solutions of their tasks filled i
 	@echo "== notebooks with solutions"
 	@$(PY) .ci/execute.py solved $(if $(NB),--only "$(NB)")
 
+browser: $(STAMP) ## drive all widgets in Chromium; screenshots in build/browser/
+	@echo "== widgets in a browser"
+	@$(PY) -m pytest -q -rs -m browser --junitxml=build/reports/browser.xml tests/test_browser.py
+
 mutants: $(STAMP) ## mutation tests of quantizer, masked convolutions and samplers (an hour; resumable)
 	@OMP_NUM_THREADS=1 "$(VENV)/bin/mutmut" run --max-children 2
 	@"$(VENV)/bin/mutmut" results | sort >mutants/results.txt
 	@"$(VENV)/bin/mutmut" export-cicd-stats
+
+versions: ## test with other versions of the dependencies: ENV=floors, newest or colab [NB=02]
+	@"$(PYTHON)" .ci/versions.py "$(ENV)" $(if $(NB),--only "$(NB)")
 
 refresh: $(STAMP) ## run the committed notebooks in place, with synthetic lesions [NB=02]
 	@$(PY) .ci/execute.py refresh $(if $(NB),--only "$(NB)")
@@ -97,5 +119,5 @@ $(STAMP): pyproject.toml
 	  if [ -f "$(VENV)/pyvenv.cfg" ]; then clear=--clear; else clear=; fi; \
 	  "$(PYTHON)" -m venv $$clear "$(VENV)"; }
 	@echo "Installing the project into $(VENV)/ (once; takes a few minutes and several GB with PyTorch)"
-	@$(PY) -m pip install --quiet --disable-pip-version-check -e ".[notebook,dev]"
+	@$(PY) -m pip install --quiet --disable-pip-version-check -e ".[notebook,dev,site]"
 	@touch "$@"

@@ -17,9 +17,12 @@ import time
 from pathlib import Path
 
 import nbformat
+import set_repo
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbconvert import HTMLExporter
+from nbconvert.preprocessors import TagRemovePreprocessor
+from pages import MATHJAX, copy_mathjax, with_links
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
@@ -36,6 +39,23 @@ METADATA = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
 }
 KEPT_CELL_METADATA = {"tags", "jupyter"}
+# The page of nbconvert, with nothing from other hosts, and with the alternative texts of figures.
+PAGE = """
+{%- extends "index.html.j2" -%}
+{%- block html_head_js -%}{%- endblock -%}
+{%- block html_head_js_mermaidjs -%}{%- endblock -%}
+{%- block html_head_js_mathjax -%}
+<script>MathJax = {tex: {inlineMath: [["$", "$"]], processEscapes: true}}</script>
+<script defer src="MATHJAX"></script>
+<style>pre, pre * {font-family: var(--jp-code-font-family)}</style>
+{%- endblock -%}
+{%- block data_jpg scoped -%}
+<div class="jp-RenderedImage jp-OutputArea-output {{ extra_class }}">
+<img alt="{{ output | get_metadata("alt", "image/jpeg") | escape_html }}"
+ src="data:image/jpeg;base64,{{ output.data["image/jpeg"] }}">
+</div>
+{%- endblock -%}
+""".replace("MATHJAX", MATHJAX)
 
 
 class NotebookFailed(Exception):
@@ -121,14 +141,25 @@ def run(
 
 
 def write_html(book: nbformat.NotebookNode, path: Path) -> None:
-    """Write an HTML page without widgets, which would be empty frames without a kernel."""
+    """Write an HTML page that needs no network, and MathJax beside it: without widgets, which would
+    be empty frames without a kernel, and with links to the other pages."""
     book = nbformat.from_dict(book)
+    notebooks = {f"notebooks/{each.name}" for each in NOTEBOOKS.glob("*.ipynb")}
     for cell in book.cells:
         if cell.cell_type == "code":
             cell.outputs = [o for o in cell.outputs if WIDGET not in o.get("data", {})]
+        else:
+            text = with_links(cell.source, "notebooks", notebooks)
+            text = text.replace(set_repo.BADGE_IMAGE, "[Open in Colab]")
+            cell.source = re.sub(r"(\]\(\d\d_\w+)\.ipynb", r"\1.html", text)
     resources = {"metadata": {"name": path.stem, "path": str(NOTEBOOKS)}}
-    page, _ = HTMLExporter(embed_images=True).from_notebook_node(book, resources=resources)
+    exporter = HTMLExporter(raw_template=PAGE)
+    exporter.register_preprocessor(
+        TagRemovePreprocessor(remove_cell_tags=["remove-cell"], enabled=True), enabled=True
+    )
+    page, _ = exporter.from_notebook_node(book, resources=resources)
     path.write_text(page, "utf-8")
+    copy_mathjax(path.parent)
 
 
 def tidy(book: nbformat.NotebookNode) -> None:
@@ -137,17 +168,34 @@ def tidy(book: nbformat.NotebookNode) -> None:
     language.pop("version", None)
     book.metadata = nbformat.from_dict({**METADATA, "language_info": language})
     book.nbformat, book.nbformat_minor = 4, 5
+    attach_picture(book)
     for index, cell in enumerate(book.cells):
         cell.id = f"c{index:02d}"
         cell.metadata = nbformat.from_dict(
             {key: value for key, value in cell.metadata.items() if key in KEPT_CELL_METADATA}
         )
+        if set_repo.BOOTSTRAP_MARK in cell.source and cell.cell_type == "code":
+            cell.metadata = nbformat.from_dict(set_repo.BOOTSTRAP_METADATA)
         if cell.cell_type == "code":  # without finished progress bars
             cell.outputs = [o for o in cell.outputs if not is_progress_bar(o)]
         for output in cell.get("outputs", []):
             output.get("data", {}).pop(WIDGET, None)
             if "metadata" in output:
                 output.metadata.pop(WIDGET, None)
+
+
+def attach_picture(book: nbformat.NotebookNode) -> None:
+    """Attach the last figure of the cell with the tag "picture" to the first cell, which shows what
+    the notebook makes. An attachment needs no file and no network."""
+    cells = [cell for cell in book.cells if "picture" in cell.metadata.get("tags", [])]
+    figures = [
+        output.data["image/jpeg"]
+        for cell in cells
+        for output in cell.outputs
+        if "image/jpeg" in output.get("data", {})
+    ]
+    if figures:
+        book.cells[0].attachments = {"picture.jpg": {"image/jpeg": figures[-1].replace("\n", "")}}
 
 
 def is_progress_bar(output: nbformat.NotebookNode) -> bool:

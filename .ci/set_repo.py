@@ -26,7 +26,12 @@ if "google.colab" in sys.modules:
     repository = "https://github.com/{owner}/{name}"
     folder = Path("/content/{name}")
     if not folder.exists():
-        subprocess.run(["git", "clone", "--quiet", "--depth=1", repository, folder], check=True)
+        clone = ["git", "clone", "--quiet", "--depth=1", repository, folder]
+        if subprocess.run(clone).returncode:
+            raise RuntimeError(
+                f"{repository} could not be cloned. Write the address of a public copy of the "
+                "workbook into this cell (in all notebooks: `make set-repo REPO=owner/name`)."
+            )
     os.chdir(folder / "notebooks")
     sys.path.insert(0, str(folder))
     small = ["torchmetrics", "safetensors", "requests", "tqdm", "constriction"]
@@ -35,10 +40,12 @@ if "google.colab" in sys.modules:
         subprocess.run([sys.executable, "-m", "pip", "install", "-q", *missing], check=True)
         importlib.invalidate_caches()"""
 BOOTSTRAP_MARK = '"google.colab" in sys.modules'
+# Folded in JupyterLab, and not part of HTML pages.
+BOOTSTRAP_METADATA = {"jupyter": {"source_hidden": True}, "tags": ["remove-cell"]}
 
+BADGE_IMAGE = "[![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
 BADGE = (
-    "[![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
-    "(https://colab.research.google.com/github/{repo}/blob/main/notebooks/{notebook})"
+    BADGE_IMAGE + "(https://colab.research.google.com/github/{repo}/blob/main/notebooks/{notebook})"
 )
 ADDRESS = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*/[A-Za-z0-9._-]+")
 REPOSITORY = re.compile(r'^(Repository = "https://github\.com/)([^"]+)(")$', re.MULTILINE)
@@ -78,7 +85,7 @@ def readdress_notebook(text: str, old: str, new: str) -> str:
     for cell in book["cells"]:
         source = "".join(cell["source"])
         if cell["cell_type"] == "code" and BOOTSTRAP_MARK in source:
-            source = bootstrap(new)
+            source, cell["metadata"] = bootstrap(new), BOOTSTRAP_METADATA
         elif cell["cell_type"] == "markdown":
             source = readdress(source, old, new)
         else:

@@ -19,13 +19,15 @@ trained, and are fixed here:
 The prior that samples by default is the one with the lowest kernel distance to the reconstructions
 in EfficientNet-Lite0's features, or the fastest one within one standard error of it; completion
 uses the one with the seam nearest to 1. Results go to data/results/transformer-priors.json, one
-prior after the other, so that the command may be called again.
+prior after the other, so that the command may be called again; "default" has the two choices. The
+seconds need an otherwise idle machine; --times measures them again.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,14 +37,13 @@ from torch import Tensor, nn
 
 from vqlib import CLASSES, load_model, load_pretrained, open_dataset, sample
 from vqlib.beyond.masked_transformer import MaskedTransformer
-from vqlib.checkpoints import PRETRAINED
+from vqlib.checkpoints import PRETRAINED, model_notes
 from vqlib.codes import encode_dataset
 from vqlib.evaluation.features import EfficientNetLite0
 from vqlib.evaluation.generation import decode_codes
 from vqlib.evaluation.results import load_results, save_results
 from vqlib.evaluation.set_measures import kernel_distance
 from vqlib.metrics import code_bits, predict_images
-from vqlib.pixelcnn import PixelCNN
 
 SEED = 0
 SAMPLES_PER_LESION = 4
@@ -53,9 +54,32 @@ MASKS = 16  # for the bound
 
 def sampler(prior: nn.Module, passes: int | None) -> Any:
     """Function of (n, labels) and the other arguments of `sample`."""
-    if isinstance(prior, PixelCNN):
-        return partial(sample, prior)
-    return prior.sample if passes is None else partial(prior.sample, passes=passes)
+    return partial(sample, prior) if passes is None else partial(prior.sample, passes=passes)
+
+
+@torch.inference_mode()
+def seconds_per_grid(sample_codes: Any, labels: Tensor) -> float:
+    """Median of five batches of 16 grids."""
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        sample_codes(16, labels[:16])
+        seconds.append((time.perf_counter() - started) / 16)
+    return sorted(seconds)[2]
+
+
+def choose(priors: Mapping[str, dict[str, Any]]) -> dict[str, str]:
+    """The priors that sample and complete by default, by the rule above."""
+
+    def distance(name: str) -> list[float]:
+        return priors[name]["kernel_distance_x1000"]["reconstructions"]["EfficientNet-Lite0"]
+
+    best, error = min(map(distance, priors))
+    near = [name for name in priors if distance(name)[0] <= best + error]
+    return {
+        "sampling": min(near, key=lambda name: priors[name]["seconds_per_grid"]),
+        "completion": min(priors, key=lambda name: abs(priors[name]["seam"] - 1)),
+    }
 
 
 @torch.inference_mode()
@@ -63,6 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", help="folder of the images; default: see open_dataset()")
     parser.add_argument("--prior", action="append", required=True, metavar="NAME=FILE")
+    parser.add_argument("--times", action="store_true", help="only measure the seconds again")
     options = parser.parse_args()
     data = open_dataset(options.data)
     vqvae, _ = load_pretrained("ham10000")
@@ -114,14 +139,9 @@ def main() -> None:
                 for c, y in zip(codes.split(64), labels.split(64), strict=True)
             ]
         )
-        seconds = []
-        for _ in range(5):
-            started = time.perf_counter()
-            sample_codes(16, labels[:16])
-            seconds.append((time.perf_counter() - started) / 16)
         return {
             "evaluations": passes or codes[0].numel(),
-            "seconds_per_grid": sorted(seconds)[2],
+            "seconds_per_grid": seconds_per_grid(sample_codes, labels),
             "kernel_distance_x1000": distances,
             "found": dict(
                 zip(CLASSES, found.view(len(CLASSES), -1).float().mean(1).tolist(), strict=True)
@@ -134,12 +154,20 @@ def main() -> None:
     for name, file in (text.split("=", 1) for text in options.prior):
         prior = load_model(Path(file))
         masked = isinstance(prior, MaskedTransformer)
+        if options.times:
+            for passes in PASSES if masked else (None,):
+                row = results["priors"][f"{name}, {passes} passes" if masked else name]
+                row["seconds_per_grid"] = seconds_per_grid(sampler(prior, passes), labels)
+            results["default"] = choose(results["priors"])
+            save_results("transformer-priors", results)
+            continue
         if masked:
             bits = prior.bits_bound(codes, labels, MASKS, SEED).double()
         else:
             bits = code_bits(prior, codes, labels).double().flatten(1).mean(1)
         row = {
             "weights": sum(p.numel() for p in prior.parameters()),
+            "epochs": model_notes(Path(file))["epochs"],
             "bits_per_code": float(bits.mean()),
             "bits_standard_error": float(bits.std() / len(bits) ** 0.5),
             "bits_are": "an upper bound" if masked else "exact",
@@ -147,6 +175,7 @@ def main() -> None:
         for passes in PASSES if masked else (None,):
             key = f"{name}, {passes} passes" if masked else name
             results["priors"][key] = row | measure(prior, passes)
+            results["default"] = choose(results["priors"])
             print(key, results["priors"][key], flush=True)
             save_results("transformer-priors", results)
 

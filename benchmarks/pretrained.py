@@ -1,6 +1,7 @@
-"""Train everything in data/pretrained: two VQ-VAEs, codes, a prior, a classifier, a decoder.
+"""Train everything in data/pretrained: VQ-VAEs, codes, priors, a classifier, a decoder.
 
     python benchmarks/pretrained.py --data PATH        # hours on a CPU; call again to resume
+    python benchmarks/pretrained.py --priors           # only stores the trained transformers
 
 Each training is a run of its own (work_dir()/runs/shipped-...); finished ones are loaded. Weights
 are stored in float16, and the codes are computed with the *stored* weights, so that anyone who
@@ -15,6 +16,7 @@ import argparse
 import torch
 from realistic import train_realistic
 from torch import nn
+from transformer_priors import CPU_SECONDS_PER_STEP, train
 
 from vqlib import (
     DEEP,
@@ -35,12 +37,18 @@ REPORT_LAYERS, BEST = "ham10000-report-layers", "ham10000"
 RECIPES = {REPORT_LAYERS: WORKBOOK, BEST: DEEP}
 
 
-def write_pretrained(run: str, name: str, file: str) -> nn.Module:
+def write_pretrained(run: str, name: str, file: str, new_name: str | None = None) -> nn.Module:
     """Store the weights of a run in data/pretrained in float16, and load them from there."""
     source = run_folder(run) / file
-    path = PRETRAINED / name / file
+    path = PRETRAINED / name / (new_name or file)
     save_model(load_model(source), path, torch.float16, **model_notes(source))
     return load_model(path)
+
+
+def write_priors() -> None:
+    """Store the two transformers of transformer_priors.py."""
+    for run in ("prior-causal", "prior-masked"):
+        write_pretrained(run, BEST, "prior.safetensors", f"{run}.safetensors")
 
 
 def held_out_curve(run: str, *keys: str) -> dict[str, list[float]]:
@@ -53,7 +61,10 @@ def held_out_curve(run: str, *keys: str) -> dict[str, list[float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", help="folder of the images; default: see open_dataset()")
+    parser.add_argument("--priors", action="store_true", help="only store the two transformers")
     options = parser.parse_args()
+    if options.priors:
+        return write_priors()
     data = open_dataset(options.data)
     models, curves = {}, {}
     keys = ("psnr_db", "ssim", "codes_used", "perplexity")
@@ -92,6 +103,9 @@ def main() -> None:
     )
     save_results(f"{data.name}-val", result)
     print(results_table(result))
+    for kind in CPU_SECONDS_PER_STEP:
+        train(data, kind)
+    write_priors()
 
 
 if __name__ == "__main__":

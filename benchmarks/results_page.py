@@ -675,6 +675,85 @@ best epoch. Validation split, n = {base["n"]}:
 """
 
 
+def three_priors() -> str:
+    found = load_results("transformer-priors")
+    rows = found["priors"]
+
+    def distances(row: dict[str, Any], reference: str) -> list[str]:
+        by_extractor = row["kernel_distance_x1000"][reference]
+        return [with_error(*by_extractor[e], 1) for e in ("classifier", "EfficientNet-Lite0")]
+
+    body = table(
+        "| Prior | parameters, M | epochs | bits per code | passes | s per grid | seam |",
+        (
+            (
+                name,
+                f"{row['weights'] / 1e6:.2f}",
+                row["epochs"],
+                ("" if row["bits_are"] == "exact" else "at most ")
+                + with_error(row["bits_per_code"], row["bits_standard_error"], 3),
+                row["evaluations"],
+                f"{row['seconds_per_grid']:.3f}",
+                f"{row['seam']:.2f}",
+            )
+            for name, row in rows.items()
+        ),
+    )
+    set_rows = table(
+        "| Prior | to reconstructions, classifier | Lite0 | to photographs, classifier | Lite0 |",
+        (
+            (name, *distances(row, "reconstructions"), *distances(row, "photographs"))
+            for name, row in rows.items()
+        ),
+    )
+    (low, low_error), (high, high_error) = (
+        rows[name]["kernel_distance_x1000"]["reconstructions"]["EfficientNet-Lite0"]
+        for name in ("PixelCNN", "shipped PixelCNN")
+    )
+    apart = (high - low) / (low_error**2 + high_error**2) ** 0.5
+    classes = next(iter(rows.values()))["found"]
+    found_rows = table(
+        f"| Prior | {' | '.join(classes)} |",
+        ((name, *(percent(row["found"][c]) for c in classes)) for name, row in rows.items()),
+    )
+    return f"""
+## Three priors on the same codes
+
+A causal transformer, a masked transformer with parallel decoding and a PixelCNN were trained on the
+same codes for 45 CPU minutes each, with one seed. The shipped PixelCNN had fewer epochs.
+Measures, number of samples and seed were fixed in `benchmarks/compare_priors.py` before the first
+training. Validation split, n = {found["n"]}:
+
+    python benchmarks/transformer_priors.py --data PATH --kind causal    # also masked, pixelcnn
+    python benchmarks/pretrained.py --priors
+    python benchmarks/compare_priors.py --data PATH --prior NAME=FILE --prior NAME=FILE ...
+
+{body}
+
+Bits per code are given the class, ± one standard error; those of the masked transformer are an
+upper bound. A pass is an evaluation of the network that has to wait for the previous one; with a
+cache it is a small step. Times are for 16 grids at once, on a CPU. Seam: the upper half of each
+grid is completed once from the lower half; the squared difference of colors across the border,
+divided by that of the reconstructions.
+
+KID x 1000 of {found["samples"]:,} samples, ± one standard error, in the features of the lesion
+classifier and of EfficientNet-Lite0:
+
+{set_rows}
+
+How often the classifier finds the class that was asked for, 200 samples for each class:
+
+{found_rows}
+
+The rule was to sample by default from the prior with the lowest KID to the reconstructions in
+EfficientNet-Lite0's features, or from the fastest one within one standard error of it, and to
+complete with the prior whose seam is nearest to 1. It chooses "{found["default"]["sampling"]}" for
+sampling and "{found["default"]["completion"]}" for completion. This PixelCNN is the shipped network
+with more epochs; the KIDs of both differ by {apart:.1f} standard errors of their difference. Its
+weights are not stored, so the command `sample` uses the shipped PixelCNN.
+"""
+
+
 def ablation() -> str:
     found = load_results("ablation")
     runs = {(row["change"], row["seed"]): row["psnr_db"] for row in found["rows"]}
@@ -821,6 +900,49 @@ images:
 """
 
 
+def large_set() -> str:
+    found = load_results("large-set")
+    sets = found["images"]
+    heads = " | ".join(f"{row['images']:,} images" for row in sets)
+    per_image = [
+        (name, *(f"{1e6 * row['phases'][name]['seconds'] / row['images']:.0f}" for row in sets))
+        for name in sets[0]["phases"]
+        if name != "start"
+    ]
+    for key, name in (("peak_mb", "**memory, MB**"), ("anonymous_mb", "of which not files, MB")):
+        highest = (max(phase[key] for phase in row["phases"].values()) for row in sets)
+        per_image.append((name, *(f"{value:,}" for value in highest)))
+    codes = [
+        (
+            f"{row['images']:,} in {count(row['orientations'], 'orientation')}",
+            row["file_mb"],
+            *(f"{row['phases'][name]['peak_mb']:,}" for name in row["phases"] if name != "start"),
+        )
+        for row in found["codes"]
+    ]
+    start, cache = sets[0]["phases"]["start"]["peak_mb"], sets[-1]["pixels_mb"]
+    return f"""
+## Large sets of images
+
+Procedural images of {found["size"]} px, all different, pass through all steps. The networks are
+tiny, because growth is measured and not speed. The first lines are the microseconds of processor
+time per image, which would rise with the number of images if a step were slower than linear;
+another program ran on the machine, so a single one may be too high. The last lines are the largest
+resident memory of the process, with and without the pages of mapped files. Python and PyTorch alone
+take {start} MB; the cache of {sets[-1]["images"]:,} images has {cache:,} MB.
+
+    python benchmarks/large_set.py
+
+{table(f"| Step | {heads} |", per_image)}
+
+The next table is for random codes, 256 per image as of images of 256 px. In memory each code takes
+8 bytes. In the first row the training images (80 %) are in eight orientations. The ISIC archive has
+about as many images as the second row.
+
+{table("| Codes of images | file, MB | memory, MB | while saving | while loading |", codes)}
+"""
+
+
 SECTIONS: tuple[Callable[[], str], ...] = (
     reconstruction,
     bits_and_files,
@@ -833,9 +955,11 @@ SECTIONS: tuple[Callable[[], str], ...] = (
     usefulness,
     every_class,
     priors,
+    three_priors,
     ablation,
     quantizers,
     report,
+    large_set,
 )
 
 
@@ -852,7 +976,7 @@ All tables of the workbook, each with the command that measured it. The script
 is typed by hand.
 
 PATH is a folder of images; [data/README.md](../README.md) says how to get them. The images of all
-sections but the last are `{images}` ({classes}), split by lesion. They are square crops, as the
+sections but the last two are `{images}` ({classes}), split by lesion. They are square crops, as the
 [model card](../pretrained/ham10000/README.md) describes. The complete download has more photographs
 and other crops, so it gives other numbers. Choices were made on the validation split. The prior,
 its samples and the classifier were measured on that split only.
@@ -864,6 +988,8 @@ its samples and the classifier were measured on that split only.
 in `benchmarks/pretrained.py`; notebooks 06 and 04 plot them. `samples.jpg` is the figure in the
 main README; `benchmarks/pictures.py` writes it. `robustness.json` contains the long tests of
 interruption and damaged files, as `python benchmarks/robustness.py` has run them last.
+`versions.json` contains the last tests with the lowest and the newest versions of the dependencies
+and with those of Colab, by `make versions ENV=floors`, `ENV=newest` and `ENV=colab`.
 """
     return "\n".join(filled(part) for part in (head, *(make() for make in SECTIONS), tail))
 
@@ -889,9 +1015,9 @@ def readme_results() -> str:
     above = interval(test["rows"][DEEP]["psnr_above_baseline_db"], 2)
     items = f"""
 - **Reconstruction** (`python -m vqlib evaluate --data PATH`). With {val["budget_bytes"]} bytes per
-image, the deep model reaches {ours[0]} dB PSNR and WebP {webp[0]} dB on the validation split (n =
-{val["n"]}), {ours[1]} and {webp[1]} dB on the test split (n = {test["n"]}, `--split test`). On the
-test split, the deep model is {above} dB (95 % interval) above WebP, and {above_avif(test)}.
+image, the pretrained VQ-VAE reaches {ours[0]} dB PSNR and WebP {webp[0]} dB on the validation split
+(n = {val["n"]}), {ours[1]} and {webp[1]} dB on the test split (n = {test["n"]}, `--split test`).
+On the test split, it is {above} dB (95 % interval) above WebP, and {above_avif(test)}.
 
 - **Bits per code and file size** (same command). Given the class, the prior needs
 {bits["prior, given the class"]:.2f} bits per code on the validation split (n = {val["n"]}); a

@@ -24,7 +24,7 @@ from vqlib.training import Progress
 
 
 class Quiet(Progress):
-    def start(self, title, total, done):
+    def start(self, title, total, done, folder):
         pass
 
     def report_mean_loss(self, line):

@@ -1,5 +1,8 @@
 """Pretrained models, stored codes, the images decoded from them, and weight files."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from safetensors import safe_open
@@ -23,6 +26,18 @@ from vqlib.vqvae import VQVAE
 def test_a_pretrained_model_with_a_prior_comes_first():
     assert pretrained_names()[0] == "ham10000"
     assert (PRETRAINED / "ham10000/prior.safetensors").is_file()
+
+
+def test_all_shipped_weights_load_after_import_vqlib_alone():
+    code = (
+        "import sys, vqlib; models = [vqlib.load_model(path) for path in sys.argv[1:]]; "
+        "print(*(type(model).__name__ for model in models), 'vqlib.course' in sys.modules)"
+    )
+    files = [f for f in sorted(PRETRAINED.glob("*/*.safetensors")) if f.stem != "codes"]
+    command = [sys.executable, "-c", code, *files]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert {"VQVAE", "PixelCNN", "RealisticDecoder", "CausalTransformer"} <= set(shown)
+    assert shown[-1] == "False"  # figures and widgets are not needed
 
 
 def test_decoded_dataset_decodes_the_stored_codes(tmp_path, monkeypatch):

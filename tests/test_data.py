@@ -4,10 +4,12 @@ import csv
 import hashlib
 import http.server
 import os
+import sys
 import threading
 import time
 import zipfile
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -511,6 +513,23 @@ def test_a_cache_that_is_cut_short_while_it_is_read_raises(ham, tmp_path, monkey
     pixels.path.write_bytes(content[:4096])
     with pytest.raises(DataError, match=r"images.npy has been cut short: delete the folder"):
         pixels[13]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the memory from /proc")
+def test_images_that_were_read_do_not_stay_in_the_memory_of_the_process(tmp_path, monkeypatch):
+    def megabytes_of_files():
+        return int(Path("/proc/self/status").read_text().partition("RssFile:")[2].split()[0]) / 1000
+
+    monkeypatch.setenv("VQLIB_HOME", str(tmp_path))
+    names, shape = [str(i) for i in range(5000)], (64, 64, 3)
+    blank = data.ImageDataset(
+        "blank", names, [0] * 5000, (), render=lambda i, size: np.zeros((len(i), *shape), np.uint8)
+    )
+    pixels = blank.pixels(64)  # 61 MB
+    memory = []
+    for _ in batches(pixels, torch.arange(5000), 100, shuffle=False):
+        memory.append(megabytes_of_files())
+    assert memory[-1] < memory[0] + 20
 
 
 def test_caches_that_were_not_used_for_long_are_removed(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import pkgutil
 import re
 import shlex
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -31,8 +32,9 @@ TITLES = [
     "04_prior_training",
     "05_generation",
 ]
-# Tags of nbval. A new tag of the course is added here, with its meaning.
-TAGS = {"nbval-ignore-output", "nbval-skip", "raises-exception"}
+# Tags of nbval; of the bootstrap cell, which HTML pages do not show; and of the cell whose last
+# figure is shown at the top of its notebook. A new tag is added here, with its meaning.
+TAGS = {"nbval-ignore-output", "nbval-skip", "raises-exception", "remove-cell", "picture"}
 NOT_COMPARED = {"nbval-ignore-output", "nbval-skip"}
 CELL_LINES = 40
 
@@ -71,7 +73,14 @@ def project_files() -> tuple[str, ...]:
         listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
         names = listed.stdout.split("\0")
     else:
-        made = {".venv", "build", "__pycache__", ".ruff_cache", ".ipynb_checkpoints"}
+        made = {
+            ".venv",
+            "build",
+            "my_notebooks",
+            "__pycache__",
+            ".ruff_cache",
+            ".ipynb_checkpoints",
+        }
         paths = (path.relative_to(ROOT) for path in ROOT.rglob("*"))
         names = [
             p.as_posix() for p in paths if not made & set(p.parts) and "egg-info" not in str(p)
@@ -181,9 +190,17 @@ def test_notebook_starts_on_colab(path, book):
     cells = code_cells(book)
     assert source(cells[0]) == set_repo.bootstrap(REPO), "run `make set-repo` with the address"
     assert sum(set_repo.BOOTSTRAP_MARK in source(cell) for cell in cells) == 1
+    assert cells[0]["metadata"] == set_repo.BOOTSTRAP_METADATA
     assert not cells[0]["outputs"]
     assert book["cells"][0]["cell_type"] == "markdown"
     assert set_repo.badge(REPO, path.name) in source(book["cells"][0])
+
+
+def test_every_figure_has_an_alternative_text(book):
+    for cell in code_cells(book):
+        for output in cell["outputs"]:
+            for mime in (mime for mime in output.get("data", {}) if mime.startswith("image/")):
+                assert output["metadata"].get(mime, {}).get("alt"), f"{cell['id']}: `make refresh`"
 
 
 def test_notebook_compares_something_after_each_cell_nbval_ignores(book):
@@ -201,8 +218,16 @@ def test_notebook_shows_no_real_lesion(book):
     assert re.search(r"<(synthetic|decoded): [\d,]+ images", printed), "the data set isn't shown"
     assert not re.search(r"<(isic ?2018|ham10000): [\d,]+ images", printed, re.IGNORECASE)
     assert not re.search(r"ISIC_\d{7}", printed)
-    for cell in book["cells"]:
-        assert not cell.get("attachments"), f"{cell['id']}: a pasted image"
+    figures = [
+        output["data"]["image/jpeg"].replace("\n", "")
+        for cell in code_cells(book)
+        if "picture" in tags(cell)
+        for output in cell["outputs"]
+        if "image/jpeg" in output.get("data", {})
+    ]
+    picture = {"picture.jpg": {"image/jpeg": figures[-1]}} if figures else {}
+    for cell, attached in zip(book["cells"], [picture, *[{}] * len(book["cells"])], strict=False):
+        assert cell.get("attachments", {}) == attached, f"{cell['id']}: a pasted image"
         assert "data:image" not in source(cell), f"{cell['id']}: a pasted image"
 
 
@@ -230,6 +255,17 @@ def test_set_repo_rewrites_everything_and_can_be_undone(tmp_path):
     assert set_repo.current(tmp_path) == "someone/else.where"
     set_repo.set_repo(REPO, tmp_path)
     assert {name: (tmp_path / name).read_text("utf-8") for name in files} == before
+
+
+def test_bootstrap_says_what_to_do_if_the_repository_cannot_be_cloned(tmp_path, monkeypatch):
+    git = tmp_path / "git"
+    git.write_text("#!/bin/sh\nexit 128\n")
+    git.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "google.colab", object())
+    cell = set_repo.bootstrap("someone/no-such-workbook-here")
+    with pytest.raises(RuntimeError, match="make set-repo REPO=owner/name"):
+        exec(cell, {})
 
 
 def test_environment_yml_agrees_with_pyproject():
@@ -328,7 +364,7 @@ def test_results_in_the_readme_are_those_of_the_files():
     bits, files, machines = val["bits_per_code"], val["files"], machines["machines"]
     said = [
         f"With {val['budget_bytes']} bytes",
-        f"deep model reaches {ours[0]:.2f} dB PSNR and WebP {webp[0]:.2f} dB on the validation",
+        f"VQ-VAE reaches {ours[0]:.2f} dB PSNR and WebP {webp[0]:.2f} dB on the validation",
         f"(n = {val['n']}), {ours[1]:.2f} and {webp[1]:.2f} dB on the test split (n = {test['n']},",
         "{:+.2f} ({:+.2f} to {:+.2f}) dB".format(
             *test["rows"]["ham10000"]["psnr_above_baseline_db"]
@@ -361,6 +397,12 @@ def test_other_results_are_those_of_their_benchmarks():
         said.append(f"w = {row['guidance']:g} | {100 * row['balanced_accuracy']:.0f} % |")
     for row in results("priors")["rows"]:
         said.append(f"| {row['bits_per_code']:.3f} |")
+    for name, row in results("transformer-priors")["priors"].items():
+        bits, error = row["bits_per_code"], row["bits_standard_error"]
+        bound = "" if row["bits_are"] == "exact" else "at most "
+        said.append(f"| {row['epochs']} | {bound}{bits:.3f} ± {error:.3f} |")
+        kid = row["kernel_distance_x1000"]["reconstructions"]["classifier"]
+        said.append(f"| {name} | {kid[0]:.1f} ± {kid[1]:.1f} |")
     for row in results("ablation")["rows"]:
         said.append(f"| {row['seed']} | {row['psnr_db']:.2f} |")
     for row in results("quantizers")["rows"].values():
@@ -443,6 +485,7 @@ def test_top_level_is_what_the_readme_lists():
         "README.md",
         "benchmarks",
         "data",
+        "docs",
         "environment.yml",
         "notebooks",
         "pyproject.toml",

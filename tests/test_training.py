@@ -25,7 +25,7 @@ from vqlib import (
 from vqlib.checkpoints import describe, find_run, model_notes
 from vqlib.data import Split, rotate_and_flip
 from vqlib.metrics import predict_images
-from vqlib.training import Progress, Schedule, _copy_of_weights, _update_ema, fit
+from vqlib.training import Progress, Schedule, TrainingStopped, _copy_of_weights, _update_ema, fit
 
 
 @pytest.fixture
@@ -41,8 +41,8 @@ class StopAt(Progress):
         super().__init__()
         self.at = at
 
-    def start(self, title, total, done):
-        self.total = total
+    def start(self, title, total, done, folder):
+        self.title, self.total = title, total
 
     def step(self, step, logs):
         if step == self.at:
@@ -72,9 +72,14 @@ def test_resumed_vqvae_equals_uninterrupted(home, stop, average):
     quiet = StopAt()
     train_vqvae(data, run="whole", progress=quiet, **options)
     assert quiet.total >= 4
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(
+        TrainingStopped, match=r"^Stopped at step \d of \d: run the same"
+    ) as stopped:
         train_vqvae(data, run="parts", progress=StopAt(min(stop, quiet.total - 1)), **options)
+    assert stopped.value._render_traceback_() == [str(stopped.value)]  # one line in a notebook
     train_vqvae(data, run="parts", progress=StopAt(), **options)
+    train_vqvae(data, run="whole", progress=quiet, **options)
+    assert "trained before, loaded" in quiet.title
     runs = home / "runs"
     whole, parts = (state(runs / name / "vqvae.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(whole[k], parts[k]) for k in whole)

@@ -4,11 +4,12 @@ import json
 
 import pytest
 import torch
+from torchvision.utils import save_image
 
 from vqlib import DataError
 from vqlib.checkpoints import read_log
 from vqlib.course import plots
-from vqlib.course.training_curves import plot_log
+from vqlib.course.training_curves import LiveTraining, plot_log
 
 
 def write_log(folder, *lines, incomplete=""):
@@ -34,6 +35,21 @@ def test_missing_logs_steps_and_keys_are_reported(tmp_path):
         read_log(write_log(tmp_path, incomplete='{"st'))
     with pytest.raises(ValueError, match=r"\['accuracy'\] not in the log"):
         plot_log(write_log(tmp_path, *STEPS), ["accuracy"])
+
+
+def test_what_was_trained_before_is_drawn_again(tmp_path, capsys):
+    """The curve, the held-out value and the last picture of a run that has been finished."""
+    for epoch, brightness in ((1, 0.0), (2, 1.0)):
+        save_image(torch.full((3, 8, 8), brightness), tmp_path / f"epoch_{epoch:03d}.png")
+    live = LiveTraining("bits_per_code")
+    live.start("trained before", 3, 3, write_log(tmp_path, *STEPS, EPOCH))
+    lines = {line.get_label(): line for line in live.curve_axis.lines}
+    assert lines["mean of the last 20 batches"].get_xdata().tolist() == [1, 2, 3]
+    assert lines["held out"].get_xydata().tolist() == [[3, 8.5]]
+    assert live.image_axis.images[0].get_array().min() == 1
+    assert "trained before" in capsys.readouterr().out
+    live.start("new", 3, 0, tmp_path)  # the files of an earlier training are not shown
+    assert not live.curve_axis.lines and not live.image_axis.images
 
 
 def test_names_of_files_and_runs_are_no_formulas(tmp_path):

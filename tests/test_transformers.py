@@ -9,7 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vqlib import WORKBOOK, EncodedDataset, load_model, sample, save_model, train_prior
+from vqlib import VQVAE, WORKBOOK, EncodedDataset, load_model, sample, save_model, train_prior
+from vqlib.__main__ import main
 from vqlib.beyond.causal_transformer import CausalTransformer
 from vqlib.beyond.masked_transformer import MaskedTransformer, random_masks
 from vqlib.checkpoints import model_notes
@@ -224,6 +225,8 @@ def test_embeddings_start_from_the_codebook_of_each_slot(kind):
 @pytest.mark.parametrize("kind", [CausalTransformer, MaskedTransformer])
 def test_bad_input_is_named(kind):
     prior = lively(kind)
+    with pytest.raises(ValueError, match="190 is not a multiple of 12"):
+        kind(width=190)
     with pytest.raises(ValueError, match=r"int64 \(\*, 2, 3, 2\)"):
         prior.embed(random_codes(1, (2, 2)))
     with pytest.raises(ValueError, match=r"0\.\.4"):
@@ -261,3 +264,37 @@ def test_train_prior_trains_them_with_their_own_loss_and_measure(kind, tmp_path,
     bits = float(measure(codes[split.val], encoded.labels[split.val]).mean())
     assert notes["val_bits"] == pytest.approx(bits, rel=1e-5)
     assert notes["finished"] and prior.trained_on_codebook is not None
+
+
+@pytest.mark.parametrize("kind", [CausalTransformer, MaskedTransformer])
+def test_sample_uses_the_sampler_of_the_prior(kind):
+    prior, labels = lively(kind), torch.tensor([0, 2])
+    options = {"temperature": 0.8, "top_k": 3, "top_p": 0.9, "guidance": 0.5}
+    options |= {"given": random_codes(2), "keep": torch.rand(GRID) < 0.5}
+    own, through = (
+        f(generator=torch.Generator().manual_seed(0), labels=labels, **options)
+        for f in (partial(prior.sample, 2), partial(sample, prior, 2))
+    )
+    assert torch.equal(own, through)
+    assert sample(prior, 1, grid=GRID).shape == (1, *GRID, SLOTS)
+    with pytest.raises(ValueError, match=r"grid of \(2, 3\), got \(8, 8\)"):
+        sample(prior, 1)
+    with torch.no_grad():
+        prior.head_bias[0, 0] = math.nan
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        prior.sample(1)
+
+
+@pytest.mark.parametrize("kind", [CausalTransformer, MaskedTransformer])
+def test_the_command_sample_accepts_them(kind, tmp_path, capsys):
+    vqvae = VQVAE(K, 256 // SLOTS)
+    prior = lively(kind, (2, 2))
+    prior.trained_on_codebook = vqvae.codebook_fingerprint
+    files = [str(tmp_path / f"{name}.safetensors") for name in ("vqvae", "prior")]
+    save_model(vqvae, files[0])
+    save_model(prior, files[1], grid=[2, 2], classes=["a", "b", "c"])
+    image = tmp_path / "new.png"
+    command = ["sample", "--vqvae", files[0], "--prior", files[1], "--out", str(image), "--n", "2"]
+    assert main([*command, "--label", "b"]) == 0 and image.stat().st_size > 500
+    assert main([*command, "--grid", "3"]) == 2
+    assert "made for a grid of (2, 2)" in capsys.readouterr().err

@@ -13,10 +13,12 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 
 from .beyond.realistic import RealisticDecoder
+from .beyond.transformer import CodeTransformer
 from .checkpoints import (
     PRETRAINED,
     DataError,
@@ -27,19 +29,24 @@ from .checkpoints import (
     make_folder,
     model_notes,
     pretrained_names,
+    run_folder,
 )
 from .codes import SPLITS, EncodedDataset, add_augmented, encode_dataset
-from .data import IMAGE_SUFFIXES
+from .data import IMAGE_SUFFIXES, read_image, resize_to_square, to_float
 from .distributed import process_group
-from .evaluation import evaluate, results_table
+from .evaluation import compress, decompress, evaluate, results_table
 from .evaluation.features import EfficientNetLite0, Inception, lite0_is_installed
 from .evaluation.generation import decode_codes
 from .lesions import CLASSES, LesionClassifier, download, open_dataset, synthetic_dataset
+from .metrics import psnr
 from .pixelcnn import PixelCNN
 from .sampling import sample
-from .training import RECIPES, pick_device, train_prior, train_vqvae
+from .training import RECIPES, TrainingStopped, pick_device, train_prior, train_vqvae
 from .vqvae import DOWNSCALE, VQVAE
 
+# Prior of a pretrained model from which the command `sample` samples, see "Three priors" in
+# data/results/README.md.
+DEFAULT_PRIOR = "prior.safetensors"
 MAX_POSITIONS = 4096 * 8 * 8  # of the codes of all images in one file: 2.5 GB of memory
 
 
@@ -51,7 +58,11 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with process_group():
             options = _parser().parse_args(arguments)
-            options.run_command(options)
+            try:
+                options.run_command(options)
+            except TrainingStopped as stop:
+                print(stop)  # here, where only rank 0 prints
+                return 130
     except KeyboardInterrupt:
         return 130
     except (OSError, ValueError, FloatingPointError) as error:  # DataError is a ValueError
@@ -197,6 +208,19 @@ def _parser() -> argparse.ArgumentParser:
     add_device(add)
     add("--out", type=_output(IMAGE_SUFFIXES), default=Path("samples.png"), help="output file")
 
+    add = command("compress", _compress, "compress one picture to a file of about 250 bytes")
+    size = _whole(DOWNSCALE, 255 * DOWNSCALE, DOWNSCALE)
+    add("image", type=_path, help="picture, of which the largest centered square is used")
+    add("out", type=_output(), nargs="?", help="output file; default: the picture's name with .vq")
+    add("--model", default="ham10000", help="pretrained model, a folder in data/pretrained")
+    add("--size", type=size, default=256, help="pixels of a side, a multiple of 32")
+
+    add = command("decompress", _decompress, "decode a file that the command compress has written")
+    add("file", type=_path, help="compressed picture (.vq)")
+    text = "output image; default: the file's name with .decoded.png"
+    add("out", type=_output(IMAGE_SUFFIXES), nargs="?", help=text)
+    add("--model", default="ham10000", help="pretrained model with which it was compressed")
+
     text = "results table: models and image codecs with the same number of bytes"
     add = command("evaluate", _evaluate, text)
     add_data(add)
@@ -242,11 +266,13 @@ def _training_options(options: argparse.Namespace) -> dict[str, Any]:
 def _train_vqvae(options: argparse.Namespace) -> None:
     data, recipe = open_dataset(options.data, verify=options.verify), RECIPES[options.recipe]
     train_vqvae(data, recipe, size=options.size, **_training_options(options))
+    print(f"weights: {run_folder(options.run) / 'vqvae.safetensors'}")
 
 
 def _train_prior(options: argparse.Namespace) -> None:
     encoded, recipe = EncodedDataset.load(options.codes), RECIPES[options.recipe]
     train_prior(encoded, recipe, **_training_options(options))
+    print(f"weights: {run_folder(options.run) / 'prior.safetensors'}")
 
 
 def _encode(options: argparse.Namespace) -> None:
@@ -275,12 +301,16 @@ def _sample(options: argparse.Namespace) -> None:
         )
     device = options.device or pick_device()
     if options.vqvae is None:
-        vqvae, prior = load_pretrained(options.model)
-        path = PRETRAINED / options.model / "prior.safetensors"
+        vqvae, _ = load_pretrained(options.model)
+        path = PRETRAINED / options.model / DEFAULT_PRIOR
     else:
-        vqvae, prior = load_model(options.vqvae, VQVAE), load_model(options.prior, PixelCNN)
-        check_pair(vqvae, prior)
-        path = options.prior
+        vqvae, path = load_model(options.vqvae, VQVAE), options.prior
+    prior = load_model(path)
+    if not isinstance(prior, PixelCNN | CodeTransformer):
+        raise DataError(
+            f"{path} contains a {type(prior).__name__}, but a prior was expected: use another file"
+        )
+    check_pair(vqvae, prior)
     notes = model_notes(path)
     classes = notes.get("classes") or ()
     if options.label not in (None, *classes):
@@ -306,10 +336,35 @@ def _sample(options: argparse.Namespace) -> None:
         grid=(height, width),
         progress=True,
     )
-    image = to_pil_image(make_grid(decode_codes(vqvae.to(device), codes), round(options.n**0.5)))
-    with atomic_write(options.out) as temporary:
-        image.save(temporary, Image.registered_extensions()[options.out.suffix.lower()])
+    images = decode_codes(vqvae.to(device), codes)
+    _write_image(make_grid(images, round(options.n**0.5)), options.out)
     print(f"{options.out}: {options.n} generated images")
+
+
+def _write_image(image: Tensor, path: Path) -> None:
+    with atomic_write(path) as temporary:
+        to_pil_image(image).save(temporary, Image.registered_extensions()[path.suffix.lower()])
+
+
+def _compress(options: argparse.Namespace) -> None:
+    vqvae, prior = load_pretrained(options.model)
+    square = resize_to_square(read_image(options.image)[0], options.size)
+    pixels = to_float(torch.from_numpy(square.copy()).movedim(-1, 0)[None])
+    codes = vqvae.encode(pixels)
+    data = compress(prior, codes[0])
+    path = options.out or options.image.with_suffix(".vq")
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(data)
+    quality = psnr(vqvae.decode(codes), pixels).item()
+    print(f"{path}: {len(data)} bytes for {options.size} x {options.size} pixels, {quality:.1f} dB")
+
+
+def _decompress(options: argparse.Namespace) -> None:
+    vqvae, prior = load_pretrained(options.model)
+    codes, _ = decompress(prior, options.file.read_bytes())
+    path = options.out or options.file.with_suffix(".decoded.png")
+    _write_image(vqvae.decode(codes[None])[0], path)
+    print(f"{path}: {codes.numel()} codes decoded")
 
 
 def _model_files(names: list[str]) -> dict[str, Path]:

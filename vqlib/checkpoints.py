@@ -35,7 +35,7 @@ except ImportError:  # Windows
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .distributed import rank
@@ -292,7 +292,7 @@ def _locked(folder: Path) -> Iterator[None]:
         except BlockingIOError as error:
             raise DataError(
                 f"{folder} is being trained by another process: wait for it, stop it, or use "
-                "another name with run=..."
+                "another name with run=... (--run)"
             ) from error
         except OSError:
             pass  # some network drives do not support locks
@@ -452,12 +452,14 @@ def write_safetensors(path: Path, metadata: dict[str, str], tensors: dict[str, T
     """Write a safetensors file with a checksum (atomically). Equal content gives equal files: the
     library alone would write the metadata in random order."""
     metadata = metadata | {"checksum": _checksum(metadata, tensors)}
-    raw = save(tensors, metadata)
-    end = 8 + int.from_bytes(raw[:8], "little")
-    header = json.loads(raw[8:end]) | {"__metadata__": metadata}
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(end - 8)
-    with atomic_write(path) as temporary, temporary.open("wb") as file:
-        file.writelines([len(text).to_bytes(8, "little"), text, memoryview(raw)[end:]])
+    with atomic_write(path) as temporary:
+        save_file(tensors, temporary, metadata)
+        with temporary.open("r+b") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size)) | {"__metadata__": metadata}
+            text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+            file.seek(8)
+            file.write(text.ljust(size))
 
 
 def read_safetensors(

@@ -22,10 +22,10 @@ from tqdm.auto import tqdm
 from .checkpoints import explain_errors, read_safetensors, write_safetensors
 from .checks import check_tensor, check_whole
 from .data import ImageDataset, Split, batches, dihedral_transform, to_float
-from .vqvae import VQVAE, eval_mode
+from .vqvae import DOWNSCALE, VQVAE, eval_mode
 
 SPLITS = ("train", "val", "test")
-PACKED_CODES = 2**16  # codes that are packed at a time; a multiple of 8, so that they fill bytes
+PACKED_IMAGES = 64  # images that are packed at a time; a multiple of 8: their codes fill bytes
 
 
 def pack_codes(codes: Tensor, bits: int) -> np.ndarray:
@@ -59,12 +59,22 @@ def unpack_codes(packed: np.ndarray, bits: int, shape: tuple[int, ...]) -> Tenso
     if packed.dtype != np.uint8 or packed.shape != (num_bytes,):
         found = f"{packed.dtype} {packed.shape}"
         raise ValueError(f"{found} can't be {count} codes of {bits} bits: expected ({num_bytes},)")
-    codes, powers = torch.empty(count, dtype=torch.int64), 1 << np.arange(bits - 1, -1, -1)
-    for i, chunk in enumerate(codes.split(PACKED_CODES)):
-        part = packed[i * PACKED_CODES * bits // 8 :]
-        bit_matrix = np.unpackbits(part, count=len(chunk) * bits).reshape(len(chunk), bits)
-        np.matmul(bit_matrix, powers, out=chunk.numpy())
-    return codes.reshape(shape)
+    bit_matrix = np.unpackbits(packed, count=count * bits).reshape(count, bits)
+    return torch.from_numpy(bit_matrix @ (1 << np.arange(bits - 1, -1, -1))).reshape(shape)
+
+
+def _pack_images(codes: Tensor, order: Tensor, bits: int) -> Tensor:
+    """`pack_codes(codes[order], bits)` for codes (N, h, w, slots), in parts: the unpacked bits of a
+    large data set would take 64 times as much memory as its packed codes."""
+    parts = [pack_codes(codes[indices], bits) for indices in order.split(PACKED_IMAGES)]
+    return torch.from_numpy(np.concatenate(parts))
+
+
+def _unpack_images(packed: Tensor, bits: int, codes: Tensor) -> None:
+    """`unpack_codes` in parts, into `codes`, (N, h, w, slots)."""
+    size = PACKED_IMAGES * math.prod(codes.shape[1:]) * bits // 8
+    for raw, part in zip(packed.split(size), codes.split(PACKED_IMAGES), strict=True):
+        part.copy_(unpack_codes(raw.numpy(), bits, part.shape))
 
 
 @dataclass(eq=False, repr=False)
@@ -172,25 +182,21 @@ class EncodedDataset(Dataset):
         for part, indices in enumerate(self.split):
             parts[indices] = part
         tensors = {
-            "packed": self._pack(self.codes),
+            "packed": _pack_images(self.codes, torch.arange(len(self)), self.bits),
             "labels": self.labels.to(torch.uint8),
             "split": parts,
             "codebook": self.codebook.contiguous(),
         }
         if self.augmented is not None:
-            ascending = self.augmented[1:, self.split.train.argsort()]
-            tensors["augmented"] = self._pack(ascending)
+            ascending = self.split.train.argsort()
+            order = torch.cat([i * len(ascending) + ascending for i in range(1, 8)])
+            tensors["augmented"] = _pack_images(self.augmented.flatten(0, 1), order, self.bits)
         metadata = {
             "shape": "x".join(map(str, self.codes.shape)),
             "source": self.source,
             "classes": json.dumps(self.classes),
         }
         write_safetensors(Path(path).expanduser(), metadata, tensors)
-
-    def _pack(self, codes: Tensor) -> Tensor:
-        """`pack_codes` in parts: all bits of 50,000 augmented images at once would take 7 GB."""
-        parts = codes.flatten().split(PACKED_CODES)
-        return torch.from_numpy(np.concatenate([pack_codes(part, self.bits) for part in parts]))
 
     @classmethod
     def load(cls, path: str | Path) -> EncodedDataset:
@@ -212,13 +218,14 @@ class EncodedDataset(Dataset):
             check_tensor("split", parts, torch.uint8, shape[:1], len(SPLITS))
             codebook = tensors["codebook"].float()
             bits = (codebook.shape[1] - 1).bit_length()
-            codes = unpack_codes(tensors["packed"].numpy(), bits, shape)
+            codes = torch.empty(shape, dtype=torch.int64)
+            _unpack_images(tensors["packed"], bits, codes)
             split = Split(*((parts == n).nonzero().flatten() for n in range(len(SPLITS))))
-            augmented = tensors.get("augmented", tensors.get("turned"))  # key in older files
-            if augmented is not None:
-                train = codes[None, split.train]
-                augmented = unpack_codes(augmented.numpy(), bits, (7, *train.shape[1:]))
-                augmented = torch.cat([train, augmented])
+            packed = tensors.get("augmented", tensors.get("turned"))  # key in older files
+            augmented = None if packed is None else codes.new_empty(8, len(split.train), *shape[1:])
+            if packed is not None:
+                augmented[0] = codes[split.train]
+                _unpack_images(packed, bits, augmented[1:].flatten(0, 1))
             classes = json.loads(metadata.get("classes", "null"))
             source = metadata.get("source", "")
             return cls(codes, labels.long(), split, codebook, source, augmented, classes)
@@ -253,8 +260,11 @@ def encode_dataset(
     """
     pixels, indices = data.pixels(size), torch.arange(len(data))
     image_batches = (images for images, _ in batches(pixels, indices, batch_size, shuffle=False))
+    side = size // DOWNSCALE
+    codes = torch.empty(len(data), side, side, vqvae.slots, dtype=torch.int64)
+    _encode(vqvae, image_batches, batch_size, codes)
     return EncodedDataset(
-        _encode(vqvae, image_batches, len(data), batch_size),
+        codes,
         data.labels,
         split or data.split(),
         vqvae.quantizer.codebook.detach().float().cpu().clone(),
@@ -285,7 +295,9 @@ def add_augmented(
         size: side of the images in pixels, as for `encode_dataset`.
         batch_size: images per batch.
     """
-    train, augmented = encoded.split.train, [encoded.codes[encoded.split.train]]
+    train = encoded.split.train
+    augmented = encoded.codes.new_empty(8, len(train), *encoded.codes.shape[1:])
+    augmented[0] = encoded.codes[train]
     device = next(vqvae.parameters()).device
     pixels = None if data is None else data.pixels(size)
 
@@ -298,14 +310,15 @@ def add_augmented(
             yield dihedral_transform(images, index)
 
     for index in range(1, 8):
-        augmented.append(_encode(vqvae, transformed_batches(index), len(train), batch_size))
-    encoded.augmented = torch.stack(augmented)
+        _encode(vqvae, transformed_batches(index), batch_size, augmented[index])
+    encoded.augmented = augmented
 
 
-def _encode(vqvae: VQVAE, images: Iterator[Tensor], count: int, batch_size: int) -> Tensor:
-    """Codes of `count` images in batches, computed in eval() mode, on the CPU."""
+def _encode(vqvae: VQVAE, images: Iterator[Tensor], batch_size: int, codes: Tensor) -> None:
+    """Encode batches of images in eval() mode, into `codes`, int64 (N, h, w, slots)."""
     check_whole(batch_size=batch_size)
-    steps = tqdm(images, "encoding", -(-count // batch_size), leave=False, disable=None)
+    parts = codes.split(batch_size)
+    steps = tqdm(images, "encoding", len(parts), leave=False, disable=None)
     with eval_mode(vqvae) as device:
-        codes = [vqvae.encode(batch.to(device)).cpu() for batch in steps]
-    return torch.cat(codes)
+        for batch, part in zip(steps, parts):
+            part.copy_(vqvae.encode(batch.to(device)))

@@ -15,6 +15,7 @@ import hashlib
 import io
 import json
 import math
+import mmap
 import os
 import shutil
 import uuid
@@ -447,6 +448,7 @@ class Pixels:
                 raise ValueError(f"expected uint8 {shape}, got {layout}")
             stat = self.path.stat()
         self._images, self._file_size = torch.from_numpy(images), stat.st_size
+        self._mapped = images.base
         self.fingerprint = fingerprint(f"{shape} {self._checksums}")
         state = (self.path, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns, self.fingerprint)
         self._verified = _VERIFIED.setdefault(state, np.zeros(len(self._checksums), dtype=bool))
@@ -464,6 +466,9 @@ class Pixels:
         with suppress(FileNotFoundError):  # a deleted file can still be read
             if self.path.stat().st_size < self._file_size:  # reading would kill the process
                 raise DataError(f"{self.path} has been cut short: {self._advice}")
+        if hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
+            # Unmap what was read before, or the memory of this process would grow with each read.
+            self._mapped.madvise(mmap.MADV_DONTNEED)
         if not self._verified.all():
             self._verify(torch.arange(len(self))[index])
         if isinstance(index, Tensor) and index.ndim == 1 and index.dtype == torch.int64:
@@ -509,6 +514,9 @@ def read_image(path: Path) -> tuple[Image.Image, str]:
     except Image.DecompressionBombError as error:
         raise DataError(f"{path} is too large ({error}): scale the image down.") from error
     except Exception as error:  # PIL raises errors of many types for damaged files
+        if isinstance(error, OSError) and error.strerror:
+            advice = "check its name and your permissions"
+            raise DataError(f"{path} can't be opened ({error.strerror}): {advice}.") from error
         reason = str(error).partition(" <_io")[0]  # without the address of an object
         raise DataError(
             f"{path} can't be read as an image ({reason}): it is damaged; get this file again."

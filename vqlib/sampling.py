@@ -131,7 +131,8 @@ def sample(
 
     Args:
         prior: used in eval() mode, and returned to the mode it was in. Orientation 0 (as
-            photographed) is used.
+            photographed) is used. A prior that has a method `sample`, such as those of `beyond`,
+            samples with it if `method` is "cached".
         n: number of grids.
         labels: one class for all grids, or int64 (n,); None samples unconditionally.
         temperature, top_k, top_p: see `filter_logits`.
@@ -155,19 +156,18 @@ def sample(
 
     Raises:
         ValueError: an argument has the wrong shape, dtype or range, the method is unknown, a label
-            or a kept code does not exist, guidance is used without labels, or weights of the prior
-            are not finite.
+            or a kept code does not exist, guidance is used without labels, the prior has positions
+            for another grid, or its weights are not finite.
     """
     if method not in ("naive", "cached"):
         raise ValueError(f'method must be "naive" or "cached", got {method!r}')
+    if given is None and getattr(prior, "grid", grid) != grid:
+        raise ValueError(f"this prior was made for a grid of {prior.grid}, got {grid}")
+    if method == "cached" and hasattr(prior, "sample"):
+        options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance}
+        return prior.sample(n, labels, given=given, keep=keep, generator=generator, **options)
     check_guidance(guidance, labels)
     with eval_mode(prior) as device:
-        # Checks sums, which are NaN or infinite if a weight is, because this is faster.
-        if not torch.stack([weight.sum() for weight in prior.parameters()]).isfinite().all():
-            raise ValueError(
-                "the prior's weights contain NaN or infinity: load another file, or train again "
-                "with a lower learning rate"
-            )
         codes, keep_mask = initial_grid(prior, n, given, keep, grid, device)
         is_kept, num_to_sample = keep_mask.tolist(), prior.slots * int((~keep_mask).sum())
         source = device if generator is None else generator.device
@@ -263,7 +263,17 @@ def initial_grid(
     grid: tuple[int, int],
     device: torch.device,
 ) -> tuple[Tensor, Tensor]:
-    """The initial grid, int64 (n, h, w, slots), and the mask of kept positions, bool (h, w)."""
+    """The initial grid, int64 (n, h, w, slots), and the mask of kept positions, bool (h, w).
+
+    Raises:
+        ValueError: see `sample`.
+    """
+    # Checks sums, which are NaN or infinite if a weight is, because this is faster.
+    if not torch.stack([weight.sum() for weight in prior.parameters()]).isfinite().all():
+        raise ValueError(
+            "the prior's weights contain NaN or infinity: load another file, or train again with "
+            "a lower learning rate"
+        )
     check_whole(n=n)
     if (given is None) != (keep is None):
         raise ValueError(

@@ -127,7 +127,8 @@ class Progress:
 
     bar: tqdm | None = field(default=None, init=False)
 
-    def start(self, title: str, total: int, done: int) -> None:
+    def start(self, title: str, total: int, done: int, folder: Path) -> None:
+        """`folder`: of the run, with the log of the `done` steps that were trained before."""
         hide = distributed.rank() > 0 or None  # None: unless in a terminal
         self.bar = tqdm(desc=title, total=total, initial=done, unit="batch", disable=hide)
 
@@ -146,6 +147,14 @@ class Progress:
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
+
+
+class TrainingStopped(KeyboardInterrupt):
+    """A training was stopped by a signal, after writing a checkpoint."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows instead of a traceback: stopping a training is not an error."""
+        return [str(self)]
 
 
 def fit(
@@ -202,7 +211,7 @@ def fit(
         ValueError: there are no batches or no epochs.
         DataError: the folder contains a run with another config, or another process uses it.
         FloatingPointError: the loss is no longer finite.
-        KeyboardInterrupt: training was stopped; a checkpoint has been written.
+        TrainingStopped: training was stopped; a checkpoint has been written.
     """
     check_whole(epochs=epochs)
     if steps_per_epoch < 1:
@@ -242,7 +251,10 @@ def fit(
         step, total = state.step, epochs * steps_per_epoch
         saved_at = time.monotonic()
 
-        progress.start(f"{config['kind']} on {device}, {precision.reason}", total, step)
+        title = f"{config['kind']} on {device}, {precision.reason}"
+        if step == total:
+            title = f"{config['kind']}: trained before, loaded from the run {opened.folder.name}"
+        progress.start(title, total, step, opened.folder)
         for epoch in range(step // steps_per_epoch, epochs):
             for batch in get_batches(epoch, step % steps_per_epoch):
                 # learning rate
@@ -291,10 +303,9 @@ def fit(
                     distributed.barrier()  # torchrun ends all ranks when the first one has stopped
                 if stopping:
                     progress.close()
-                    print(
+                    raise TrainingStopped(
                         f"Stopped at step {step} of {total}: run the same call again to continue."
                     )
-                    raise KeyboardInterrupt
     if ema is not None:
         model.load_state_dict(ema)
     progress.close()
@@ -517,6 +528,13 @@ WORKBOOK = Recipe(
 RECIPES = {recipe.name: recipe for recipe in (REPORT, WORKBOOK)}  # `beyond` adds to them
 
 
+def _check_validation(val: Tensor, data: ImageDataset | EncodedDataset) -> None:
+    """Each process evaluates a part of the validation split, but only after a whole epoch."""
+    if len(val) < (needed := distributed.world_size()):
+        found = f"{len(val)} images in the validation split, expected at least {needed}"
+        raise DataError(f"{found}: use a larger data set ({data})")
+
+
 def train_vqvae(
     data: ImageDataset,
     recipe: Recipe = WORKBOOK,
@@ -554,18 +572,16 @@ def train_vqvae(
         The model in eval() mode, on the CPU. It is also saved in the folder, as vqvae.safetensors.
 
     Raises:
-        DataError: the folder contains another run, or the validation split is empty.
+        DataError: the folder contains another run, or the validation split has fewer images than
+            there are processes.
         FloatingPointError: the loss is no longer finite.
-        KeyboardInterrupt: training was stopped; a checkpoint has been written.
+        TrainingStopped: training was stopped; a checkpoint has been written.
     """
     epochs = recipe.vqvae_epochs if epochs is None else epochs
     split = recipe.split(data)
     with distributed.rank_0_first():
         pixels = data.pixels(size, recipe.resize_mode)
-    if not len(split.val):
-        raise DataError(f"the validation split of {data} is empty: use a larger data set")
-    if len(split.val) < distributed.world_size():
-        raise DataError(f"{data} has fewer images in the validation split than there are processes")
+    _check_validation(split.val, data)
     preview_images, _ = next(batches(pixels, split.val[:8], batch_size=8, shuffle=False))
     torch.manual_seed(seed)
     vqvae = recipe.vqvae()
@@ -652,16 +668,14 @@ def train_prior(
         During training this file holds the best weights so far, and its notes say so.
 
     Raises:
-        DataError: the folder contains another run, or the validation split is empty.
+        DataError: the folder contains another run, or the validation split has fewer images than
+            there are processes.
         FloatingPointError: the loss is no longer finite.
-        KeyboardInterrupt: training was stopped; a checkpoint has been written.
+        TrainingStopped: training was stopped; a checkpoint has been written.
     """
     epochs = recipe.prior_epochs if epochs is None else epochs
     train, val = encoded.split.train, encoded.split.val
-    if not len(val):
-        raise DataError(f"the validation split is empty ({encoded}): encode more images")
-    if len(val) < distributed.world_size():
-        raise DataError(f"{encoded} has fewer images in the validation split than processes")
+    _check_validation(val, encoded)
     torch.manual_seed(seed)
     predicts_vectors = recipe.prior is PixelRCNN
     # The training grids in all orientations, int64 (orientations, n, h, w, slots).

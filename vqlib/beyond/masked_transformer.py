@@ -93,9 +93,9 @@ class MaskedTransformer(CodeTransformer):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean negative log-likelihood of the masked codes of a batch, in nats, with random masks.
 
-        The number of masked codes of a grid is uniform in 1..T, as in `bits_bound`. In a sampler
-        with the cosine schedule, too, the share of masked codes at which a code is sampled is
-        uniform.
+        The number m of masked codes of a grid is uniform in 1..T, as in `bits_bound`, but here a
+        grid with more masked codes has more weight. (MaskGIT takes m from its cosine schedule at a
+        random time, so that large m are more frequent.)
 
         Args:
             codes: int64 (B, h, w, slots).

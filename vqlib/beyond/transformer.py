@@ -80,7 +80,7 @@ class CodeTransformer(nn.Module):
     Args:
         num_embeddings: K, number of codes in each slot.
         codes_per_position: number of slots.
-        width: C, features of a token; divisible by 4 * heads.
+        width: C, features of a token, a multiple of 4 * heads.
         num_classes: number of class labels. One further label, "no label", is learned by label
             dropout; its logits are the unconditional ones.
         embedding_dim: D, dimension of a code's embedding, by which it is read and predicted; must
@@ -93,6 +93,9 @@ class CodeTransformer(nn.Module):
 
     Attributes:
         trained_on_codebook: see `PixelCNN`.
+
+    Raises:
+        ValueError: `width` is not a multiple of 4 * heads.
     """
 
     def __init__(
@@ -111,6 +114,8 @@ class CodeTransformer(nn.Module):
     ) -> None:
         # The arguments are saved with the weights, so that `load_model` can build the model.
         config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        if width % (4 * heads):  # pairs of features, half of them for rows, half for columns
+            raise ValueError(f"width {width} is not a multiple of {4 * heads}, 4 * heads")
         super().__init__()
         slots = codes_per_position
         self.num_embeddings, self.slots, self.num_classes = num_embeddings, slots, num_classes
@@ -130,7 +135,7 @@ class CodeTransformer(nn.Module):
         self.register_buffer("sin", sin, persistent=False)
 
     def initialize_linear_layers(self) -> None:
-        """GPT-2's initialization; logits are nearly uniform at first."""
+        """GPT-2's initialization."""
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=0.02)

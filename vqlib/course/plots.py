@@ -6,9 +6,11 @@ import base64
 import html
 import inspect
 import io
+import math
 import re
 from collections.abc import Sequence
 from itertools import zip_longest
+from textwrap import shorten
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -16,7 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
+from matplotlib.colors import LogNorm, hsv_to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
@@ -37,12 +39,14 @@ from .training_curves import (  # noqa: F401
 
 
 def use_style() -> None:
-    """Set the style of all figures; they are embedded as JPEG, a fifth of the size of PNG."""
+    """Set the style of all figures. They are embedded as JPEG, a fifth of the size of PNG, with an
+    alternative text in the metadata of the output (the key `alt` of nbconvert)."""
     plt.rcParams.update(
         {
             "figure.dpi": 90,
             "figure.figsize": (WIDTH, 3.2),
             "figure.constrained_layout.use": True,
+            "axes.formatter.useoffset": False,  # 9.00331, not 9.0033 beside 1e-5
             "axes.grid": True,
             "grid.alpha": 0.3,
             "axes.spines.top": False,
@@ -53,10 +57,34 @@ def use_style() -> None:
         }
     )
     try:
+        from IPython import get_ipython
         from matplotlib_inline.backend_inline import set_matplotlib_formats
-    except ImportError:  # not in a notebook
+    except ImportError:
+        return
+    if (shell := get_ipython()) is None:  # not in a notebook
         return
     set_matplotlib_formats("jpeg", pil_kwargs={"quality": 75, "optimize": True})
+    formatter = shell.display_formatter.formatters["image/jpeg"]
+    to_jpeg = formatter.lookup_by_type(Figure)
+
+    def with_alt_text(figure: Figure) -> tuple[str, dict[str, str]] | None:
+        jpeg = to_jpeg(figure)  # None for a figure without axes
+        return (jpeg, {"alt": alt_text(figure)}) if jpeg else None
+
+    formatter.for_type(Figure, with_alt_text)
+
+
+def alt_text(figure: Figure) -> str:
+    """The titles of a figure and its axes, then what is plotted against what."""
+    labels = ((axis.get_ylabel(), axis.get_xlabel()) for axis in figure.axes)
+    parts = [
+        figure.get_suptitle(),
+        *(axis.get_title() for axis in figure.axes),
+        *(" against ".join(filter(None, pair)) for pair in labels),
+    ]
+    parts = dict.fromkeys(" ".join(part.split()) for part in parts)  # each once, on one line
+    sentences = (part if part[-1] in ".?!" else f"{part}." for part in parts if part)
+    return shorten(" ".join(sentences), 300, placeholder=" ...") or "Figure."
 
 
 def show_source(*objects: Any) -> None:
@@ -129,6 +157,15 @@ def code_usage(counts: Tensor, title: str = "Relative frequency of the codes") -
     return figure
 
 
+def principal_axes(vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The mean of vectors, float (N, D), their first two principal axes, (2, D), and the shares of
+    the variance along these, (2,)."""
+    mean = vectors.mean(0)
+    _, singular_values, directions = torch.linalg.svd(vectors - mean, full_matrices=False)
+    variances = singular_values.square()
+    return mean, directions[:2], variances[:2] / variances.sum()
+
+
 def codebook_map(axis: Axes, vectors: Tensor, colors: Tensor, title: str) -> None:
     """Codebook vectors on their two principal axes.
 
@@ -136,10 +173,9 @@ def codebook_map(axis: Axes, vectors: Tensor, colors: Tensor, title: str) -> Non
         vectors: float (K, D).
         colors: float (K, 3) in [0, 1], such as the mean colors of what the codes decode to.
     """
-    centered = vectors.detach() - vectors.detach().mean(0)
-    _, singular_values, directions = torch.linalg.svd(centered, full_matrices=False)
-    share = singular_values.square() / singular_values.square().sum()
-    axis.scatter(*(centered @ directions[:2].T).T, s=14, c=colors.numpy(), ec="gray", lw=0.4)
+    vectors = vectors.detach()
+    mean, axes, share = principal_axes(vectors)
+    axis.scatter(*((vectors - mean) @ axes.T).T, s=14, c=colors.numpy(), ec="gray", lw=0.4)
     axis.set_title(title, fontsize=9)
     axis.set_xlabel(f"axis 1 ({share[0]:.0%} of the variance)", fontsize=8)
     axis.set_ylabel(f"axis 2 ({share[1]:.0%})", fontsize=8)
@@ -156,16 +192,14 @@ def codebook_among_features(
         codebook: float (K, D).
         used: bool (K,).
     """
-    mean = features.mean(0)
-    _, singular_values, directions = torch.linalg.svd(features - mean, full_matrices=False)
-    share = singular_values.square() / singular_values.square().sum()
+    mean, axes, share = principal_axes(features)
     for points, color, size, label in (
         (features, "lightgray", 3, "features"),
         (codebook[~used], "C3", 22, f"codebook vectors, unused: {int((~used).sum())}"),
         (codebook[used], "C2", 22, f"codebook vectors, in use: {int(used.sum())}"),
     ):
-        axis.scatter(*((points - mean) @ directions[:2].T).T, s=size, color=color, label=label)
-    zero = -mean @ directions[:2].T
+        axis.scatter(*((points - mean) @ axes.T).T, s=size, color=color, label=label)
+    zero = -mean @ axes.T
     axis.plot(*zero, "k+", ms=14, ls="", label="zero vector")
     axis.set(title=title, xlabel=f"principal axis 1 ({share[0]:.1%} of the features' variance)")
     axis.set_ylabel(f"principal axis 2 ({share[1]:.1%})")
@@ -207,14 +241,25 @@ def bits_per_position(bits: Tensor, title: str = "", low: float | None = None) -
     return figure
 
 
+def plane_colors(vectors: Tensor, span: float) -> Tensor:
+    """Light colors of vectors in the plane, float (N, 2) to (N, 3): the hue is the direction, and
+    the saturation grows with the distance from the center, up to `span`."""
+    x, y = vectors.detach().T
+    hue = torch.atan2(y, x) / math.tau % 1
+    saturation = 0.75 * (vectors.detach().norm(dim=1) / span).clamp(0, 1)
+    hsv = torch.stack([hue, saturation, torch.full_like(hue, 0.95)], 1)
+    return torch.from_numpy(hsv_to_rgb(hsv.numpy()))
+
+
 def voronoi_regions(
     axis: Axes, points: Tensor, codebook: Tensor, title: str, span: float = 3.0
 ) -> None:
-    """2-D vectors, codebook vectors, and the Voronoi region of each codebook vector.
+    """2-D vectors, codebook vectors, and the Voronoi region of each codebook vector, in the color
+    of its place in the plane.
 
     Args:
         points: float (N, 2).
-        codebook: float (K, 2); there are different colors for up to 12 regions.
+        codebook: float (K, 2).
         title: of the axis.
         span: the axes show -span to span.
     """
@@ -222,7 +267,7 @@ def voronoi_regions(
     mesh = torch.cartesian_prod(line, line)  # x changes slowest
     regions = nearest_codes(mesh[None], codebook.detach()[None]).view(200, 200).T
     extent = (-span, span, -span, span)
-    axis.imshow(regions, origin="lower", extent=extent, cmap="Set3", alpha=0.7, vmin=0, vmax=11)
+    axis.imshow(plane_colors(codebook, span)[regions], origin="lower", extent=extent)
     axis.plot(*points.T, ".", ms=2, color="0.35")
     outline = [withStroke(linewidth=3, foreground="white")]  # readable on top of the points
     for code, (x, y) in enumerate(codebook.tolist()):
@@ -230,6 +275,11 @@ def voronoi_regions(
         text.set_path_effects(outline)
     axis.set(title=title, xlim=(-span, span), ylim=(-span, span), aspect="equal")
     axis.grid(False)
+
+
+def mean_colors(images: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Mean color of each position: images, float (n, 3, H, W), to float (n, h, w, 3)."""
+    return F.adaptive_avg_pool2d(images.detach().cpu(), grid).permute(0, 2, 3, 1)
 
 
 def code_colors(codes: Tensor, images: Tensor, num_embeddings: int = 512) -> Tensor:
@@ -243,7 +293,7 @@ def code_colors(codes: Tensor, images: Tensor, num_embeddings: int = 512) -> Ten
         float (slots, num_embeddings, 3) in [0, 1]; gray for codes that do not occur.
     """
     h, w, slots = codes.shape[1:]
-    means = F.adaptive_avg_pool2d(images.detach().cpu(), (h, w)).permute(0, 2, 3, 1).flatten(0, 2)
+    means = mean_colors(images, (h, w)).flatten(0, 2)
     sums = torch.zeros(slots, num_embeddings, 3)
     counts = torch.zeros(slots, num_embeddings, 1)
     for slot in range(slots):

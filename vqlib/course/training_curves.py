@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -13,7 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from ..checkpoints import read_log
+from ..checkpoints import DataError, read_log
 
 WIDTH = 9.0  # inches: the width of a notebook
 # Short, because runs of a few hundred batches are shown: a longer window would lag.
@@ -98,7 +99,8 @@ class LiveTraining:
     """Live training curve in a notebook, with the remaining time.
 
     One figure is updated in place, at most every `every` seconds. After each epoch it shows
-    held-out images above their reconstructions. It has the methods of `training.Progress`.
+    held-out images above their reconstructions. What was trained before is drawn from the files of
+    the run. It has the methods of `training.Progress`.
 
     Args:
         key: logged value to plot, such as "loss" or "bits_per_code".
@@ -120,11 +122,16 @@ class LiveTraining:
         self.with_images = with_images
         self.references = dict(references or {})
 
-    def start(self, title: str, total: int, done: int) -> None:
+    def start(self, title: str, total: int, done: int, folder: Path) -> None:
         from IPython.display import display
 
-        self.values: list[float] = []
-        self.held_out: list[tuple[int, dict[str, float]]] = []
+        steps, epochs = [], []
+        if done:
+            with suppress(DataError):  # without the log, only the steps from now on are drawn
+                steps, epochs = read_log(folder)
+        self.steps: list[int] = [line["step"] for line in steps]
+        self.values: list[float] = [line[self.key] for line in steps]
+        self.held_out = [(line["step"], line["held_out"]) for line in epochs]
         self.lines: list[str] = []
         print(title)
         self.total, self.first_step, self.current_step = total, done, done
@@ -134,6 +141,8 @@ class LiveTraining:
                 2, 1, figsize=(WIDTH, 5.2), height_ratios=[1.3, 1]
             )
             self.image_axis.axis("off")
+            if done and (pictures := sorted(folder.glob("epoch_*.png"))):
+                self._show_images(plt.imread(pictures[-1]))
         else:
             self.figure, self.curve_axis = plt.subplots()
         self._draw()
@@ -141,6 +150,7 @@ class LiveTraining:
 
     def step(self, step: int, logs: dict[str, float]) -> None:
         self.current_step = step
+        self.steps.append(step)
         self.values.append(logs[self.key])
         if time.monotonic() - self.last_draw_time > self.every:
             self._draw()
@@ -153,11 +163,7 @@ class LiveTraining:
         self.held_out.append((self.current_step, logs))
         if images is not None and self.with_images:
             grid = make_grid(images, nrow=len(images) // 2, padding=4, pad_value=1.0)
-            self.image_axis.cla()
-            self.image_axis.imshow(to_image_array(grid), interpolation="antialiased")
-            title = "held-out images (top) and their reconstructions (bottom)"
-            self.image_axis.set_title(title, fontsize=9)
-            self.image_axis.axis("off")
+            self._show_images(to_image_array(grid))
 
     def close(self) -> None:
         self._draw()
@@ -169,14 +175,20 @@ class LiveTraining:
             results = ", ".join(f"{k} {v:.4g}" for k, v in self.held_out[-1][1].items())
             print(f"held out: {results}")
 
+    def _show_images(self, grid: np.ndarray) -> None:
+        self.image_axis.cla()
+        self.image_axis.imshow(grid, interpolation="antialiased")
+        title = "held-out images (top) and their reconstructions (bottom)"
+        self.image_axis.set_title(title, fontsize=9)
+        self.image_axis.axis("off")
+
     def _draw(self) -> None:
         self.last_draw_time = time.monotonic()
         axis = self.curve_axis
         axis.cla()
-        step_numbers = np.arange(len(self.values)) + self.first_step + 1
         if self.values:
             held_out = [(s, logs[self.key]) for s, logs in self.held_out if self.key in logs]
-            _plot_values(axis, self.key, step_numbers, self.values, held_out)
+            _plot_values(axis, self.key, self.steps, self.values, held_out)
             for i, (name, value) in enumerate(self.references.items()):
                 axis.axhline(value, color=f"C{3 + i}", ls="--", label=f"{name} {value:.3f}")
             axis.legend(fontsize=8, loc="best")

@@ -242,28 +242,29 @@ def load_results(name: str, default: dict[str, Any] | None = None) -> dict[str, 
 
 def results_table(result: Mapping[str, Any]) -> str:
     """The results as a text table."""
+    data = result["data"].strip("<>").replace("; ", "\n  ")
     lines = [
-        f"measured on {result['data'].strip('<>')}",
+        f"measured on {data}",
         f"split {result['split']}, n = {result['n']}, {result['size']} px, at most "
         f"{result['budget_bytes']} bytes per image\n",
-        f"{'':34}{'n':>5}{'bytes':>7}{'PSNR dB':>9}{'SSIM':>7}"
-        f"{f'  above {BASELINE_CODEC}, dB (95 %)':28}{'codes used':>10}{'perplexity':>12}",
+        f"{'':34}{'n':>5}{'bytes':>6}{'PSNR dB':>8}{'SSIM':>6}"
+        f"{f'  above {BASELINE_CODEC}, dB (95 %)':25}{'codes':>5}{'perplexity':>11}",
     ]
     for name, row in result["rows"].items():
         line = f"{name:34}{row['n']:5}"
         if "psnr_db" in row:
-            line += f"{row['bytes']:7.0f}{row['psnr_db']:9.2f}{row['ssim']:7.3f}"
+            line += f"{row['bytes']:6.0f}{row['psnr_db']:8.2f}{row['ssim']:6.3f}"
         if "codes_used" in row:
             above = row["psnr_above_baseline_db"]
             above = "" if above is None else "  {:+.2f} ({:+.2f} .. {:+.2f})".format(*above)
-            line += f"{above:28}"
-            line += f"{row['codes_used']:10}{row['perplexity']:12.0f}"
+            line += f"{above:25}{row['codes_used']:5}{row['perplexity']:11.0f}"
         lines.append(line)
     lines += [f"{name}: {row['note']}" for name, row in result["rows"].items() if "note" in row]
     lines.append(
         "\nn: images with a file in the budget; a row has no means if these are not all images. "
-        "PSNR and SSIM of\n8-bit pixels. Compare an SSIM with that of the mean color, not with 0: "
-        "in smooth windows a flat\ncolor scores high (see `vqlib.metrics.ssim`)."
+        "codes: used in\nthe slot that uses the fewest. PSNR and SSIM of 8-bit pixels. Compare an "
+        "SSIM with that of the mean\ncolor, not with 0: in smooth windows a flat color scores high "
+        "(see `vqlib.metrics.ssim`)."
     )
     if "bits_per_code" in result:
         lines.append("\nbits per code")

@@ -101,7 +101,8 @@ def receptive_field(axes: Axes, seen: Tensor, row: int, column: int, title: str)
     axes.set(title=title, xlabel="column", ylabel="row")
 
 
-def _legend(figure: Figure, leaks: bool) -> None:
+def field_legend(figure: Figure, leaks: bool) -> None:
+    """A legend for `receptive_field` below the figure."""
     names = {OUTPUT: "predicted", SEEN: "earlier, seen", NOT_SEEN: "earlier, not seen"}
     patches = [Rectangle((0, 0), 1, 1, fc=color, ec="#444444") for color in (*names, LATER)]
     labels = [*names.values(), "later"]
@@ -124,7 +125,7 @@ def vertical_field(
     figure, axes = plt.subplots(figsize=(WIDTH, WIDTH / 2))
     title = f"Input of the prediction at row {row}, column {column}"
     receptive_field(axes, x.grad[0, 0] != 0, row, column, title)
-    _legend(figure, leaks=True)
+    field_legend(figure, leaks=True)
     return figure
 
 
@@ -142,7 +143,7 @@ def blind_spot(row: int = 5, column: int = 1, side: int = 8) -> Figure:
         missing, pairs = int((earlier & ~seen).sum()), int(earlier.sum())
         title = f"{name}: {missing} of {pairs:,} pairs not seen"
         receptive_field(axes, seen[row * side + column].view(side, side), row, column, title)
-    _legend(figure, leaks=False)
+    field_legend(figure, leaks=False)
     return figure
 
 
