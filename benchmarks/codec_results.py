@@ -19,6 +19,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shlex
+import sys
 from collections.abc import Callable
 
 import torch
@@ -105,6 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", help="folder of the images; default: see open_dataset()")
     parser.add_argument("--n", type=int, default=100, help="number of images, at most 601")
+    parser.add_argument("--n-codecs", type=int, help="of them, images for the codecs; default: all")
     parser.add_argument("--sweeps", type=int, default=1, help="see codes_within_budget")
     parser.add_argument(
         "--codecs",
@@ -125,7 +128,12 @@ def main() -> None:
     if options.hyperprior:
         metrics["hyperprior"] = measure_hyperprior(data, indices)
     if options.codecs:
-        metrics |= evaluate_strict_codecs(data.pixels(256), indices, BUDGET, options.codecs)
+        first = indices[: options.n_codecs]
+        found = evaluate_strict_codecs(data.pixels(256), first, BUDGET, options.codecs)
+        missing = torch.full((len(indices) - len(first),), math.nan)
+        for name, of in found.items():
+            columns = (torch.cat([x, missing]) for x in (of.psnr, of.ssim, of.bytes))
+            metrics[name] = ImageMetrics(*columns)
     ids = [data.image_ids[i] for i in indices.tolist()]
     stored = load_results("isic2018-val", {"psnr_db_of": {}})["psnr_db_of"]
     for name in filter(stored.__contains__, STORED):
@@ -140,7 +148,8 @@ def main() -> None:
             ours = metrics[NAME].psnr[both]
             rows[name]["codec_above_db"] = paired_bootstrap_interval(ours, found.psnr[both])
     result = {"data": repr(data), "split": "val", "n": len(indices), "budget_bytes": BUDGET}
-    result |= {"sweeps": options.sweeps, "rows": rows}
+    given = shlex.join(sys.argv[1:]).replace(options.data or "PATH", "PATH")
+    result |= {"sweeps": options.sweeps, "options": given, "rows": rows}
     result["psnr_db_of"] = {
         name: {i: round(x, 3) for i, x in zip(ids, found.psnr.tolist(), strict=True) if x == x}
         for name, found in metrics.items()

@@ -249,8 +249,10 @@ def codec() -> str:
     if not found["rows"]:
         return ""
     size, learned = found["budget_bytes"], "hyperprior" in found["rows"]
-    options = "" if "HEVC" in found["rows"] else " --codecs"
-    options += " --hyperprior" if learned else ""
+    smaller = (
+        "Rows with a smaller n have the first of them: compare the last column, not the means."
+    )
+    fewer = any(row["n"] < found["n"] for row in found["rows"].values())
     rows = [
         (
             named(name),
@@ -273,10 +275,10 @@ encoder chooses the codes with the prior and improves them by a search (`codes_w
 {count(found["sweeps"], "sweep")}). All methods have at most {size} bytes for each image, with the
 header, unless it says otherwise. {HYPERPRIOR if learned else ""} The last column is the mean
 difference over the same images, with its 95 % interval (paired bootstrap). Validation split, the
-first {found["n"]} of 601 images in a random order:
+first {found["n"]} of 601 images in a random order. {smaller if fewer else ""}
 
     python benchmarks/codec.py --data PATH
-    python benchmarks/codec_results.py --data PATH --n {found["n"]}{options}
+    python benchmarks/codec_results.py {found["options"]}
 
 {table(head, rows)}
 """
