@@ -361,6 +361,8 @@ def samples() -> str:
         for name, by_class in found["found"].items()
     )
     heads = " | ".join(f"{name}, n = {n}" for name, (_, n) in classes.items())
+    test = load_results("isic2018-test")
+    test_rows = test["samples"]["rows"]["EfficientNet-Lite0"]
     return f"""
 ## Generated samples as a set
 
@@ -390,6 +392,13 @@ A near-copy is nearer to a training lesion, in any of eight orientations, than 9
 lesions are. {percent(copies["features"]["fraction"], 1)} of the samples are near-copies by features
 and {percent(copies["codes"]["fraction"], 1)} by codes; up to
 {percent(copies["features"]["expected_upper_limit"], 1)} is consistent with chance.
+
+The same command was called once for the test split (`--split test`), after all choices about the
+prior and the realistic decoder had been made. There the prior needs
+{test["bits_per_code"]["prior, given the class"]:.2f} bits per code, and the distances to the
+photographs, in the features of EfficientNet-Lite0, are (n = {test["samples"]["n"]}):
+
+{set_table(test_rows)}
 
 ![Codes appear one position after another, row by row; beside them the decoded image](sampling.webp)
 
