@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from vqlib import DEEP, PixelCNN, load_pretrained, open_dataset, save_model
 from vqlib.checkpoints import PRETRAINED, fingerprint
 from vqlib.data import ImageDataset, Pixels, batches, dihedral_transform
-from vqlib.metrics import psnr, to_8_bit
+from vqlib.metrics import code_bits, psnr, to_8_bit
 from vqlib.quantizer import count_codes, k_means, nearest_codes
 from vqlib.training import Schedule, fit
 from vqlib.vqvae import VQVAE, eval_mode
@@ -51,7 +51,6 @@ class Codec(nn.Module):
 
     def __init__(self, num_embeddings: int = NUM_EMBEDDINGS) -> None:
         super().__init__()
-        self.config = {"num_embeddings": num_embeddings, "rate_weight": RATE_WEIGHT}
         old_vqvae, old_prior = load_pretrained("ham10000")
         # The codebook is trained by gradient descent, so that the decoder's gradient reaches it.
         self.vqvae = VQVAE(num_embeddings, network="deep", ema_decay=None, restart_after=None)
@@ -177,9 +176,7 @@ def evaluate_codec(
         for images, batch in batches(pixels, indices[:count], 25, shuffle=False):
             latents = codec.vqvae.encoder(images)
             codes = codec.choose_codes(latents, labels[batch], None)
-            logits = codec.prior(codes, labels[batch]).flatten(0, 3)
-            nats = F.cross_entropy(logits, codes.flatten(), reduction="none")
-            num_bytes.append(nats.view(len(codes), -1).sum(1) / math.log(2) / 8)
+            num_bytes.append(code_bits(codec.prior, codes, labels[batch]).flatten(1).sum(1) / 8)
             psnr_db.append(psnr(to_8_bit(codec.vqvae.decode(codes)), images))
     return {
         "psnr_db": float(torch.cat(psnr_db).mean()),

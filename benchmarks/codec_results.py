@@ -21,17 +21,17 @@ import json
 import math
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from hyperprior import evaluate_within_budget, train_hyperprior
 from torch import Tensor
 
 from vqlib import compress, load_pretrained, open_dataset
-from vqlib.checkpoints import fingerprint, open_run
+from vqlib.checkpoints import fingerprint
 from vqlib.data import ImageDataset, batches
 from vqlib.evaluation.code_search import codes_within_budget, decoder_metric
-from vqlib.evaluation.codecs import evaluate_strict_codecs, strict_baselines
+from vqlib.evaluation.codecs import evaluate_strict_codecs, measure_once, strict_baselines
 from vqlib.evaluation.results import load_results, save_results
 from vqlib.metrics import (
     ImageMetrics,
@@ -77,18 +77,14 @@ def measure_in_batches(
     Args:
         measure: int64 (B,), image numbers -> float (3, B).
     """
-    with open_run(name, config) as run:
-        run.log_path.touch()
-        lines = map(json.loads, run.log_path.read_text().splitlines())
-        found = {index: values for index, *values in lines}
-        missing = torch.tensor([i for i in indices.tolist() if i not in found], dtype=torch.long)
-        for batch in missing.split(BATCH) if len(missing) else ():
-            rows = zip(batch.tolist(), measure(batch).T.tolist(), strict=True)
-            found |= dict(rows)
-            with open(run.log_path, "a") as log:
-                log.writelines(json.dumps([i, *found[i]]) + "\n" for i in batch.tolist())
-            print(f"{name}: {len(found)} images", flush=True)
-    return ImageMetrics(*torch.tensor([found[i] for i in indices.tolist()]).unbind(1))
+
+    def measure_tasks(missing: list[tuple]) -> Iterator[list[float]]:
+        for batch in torch.tensor(missing).flatten().split(BATCH):
+            yield from measure(batch).T.tolist()
+
+    tasks = [(index,) for index in indices.tolist()]
+    found = measure_once(name, config, tasks, measure_tasks)
+    return ImageMetrics(*torch.tensor([found[task] for task in tasks]).unbind(1))
 
 
 def measure_hyperprior(data: ImageDataset, indices: Tensor) -> ImageMetrics:

@@ -82,6 +82,25 @@ def choose(priors: Mapping[str, dict[str, Any]]) -> dict[str, str]:
     }
 
 
+def rows_of(name: str, prior: nn.Module) -> list[tuple[str, int | None]]:
+    """Name of the row and number of passes; a masked transformer has several rows."""
+    if isinstance(prior, MaskedTransformer):
+        return [(f"{name}, {passes} passes", passes) for passes in PASSES]
+    return [(name, None)]
+
+
+def measure_times(priors: list[str], labels: Tensor) -> None:
+    """Replace the seconds in the stored rows, and choose the default priors again."""
+    results = load_results("transformer-priors")
+    for name, file in (text.split("=", 1) for text in priors):
+        prior = load_model(Path(file))
+        for key, passes in rows_of(name, prior):
+            row = results["priors"][key]
+            row["seconds_per_grid"] = seconds_per_grid(sampler(prior, passes), labels)
+    results["default"] = choose(results["priors"])
+    save_results("transformer-priors", results)
+
+
 @torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -90,9 +109,11 @@ def main() -> None:
     parser.add_argument("--times", action="store_true", help="only measure the seconds again")
     options = parser.parse_args()
     data = open_dataset(options.data)
+    val = data.split().val
+    if options.times:
+        return measure_times(options.prior, data.labels[val])
     vqvae, _ = load_pretrained("ham10000")
     encoded = encode_dataset(vqvae, data)
-    val = encoded.split.val
     codes, labels = encoded.codes[val], encoded.labels[val]
     classifier = load_model(PRETRAINED / "ham10000" / "classifier.safetensors")
     extractors = {"classifier": classifier, "EfficientNet-Lite0": EfficientNetLite0()}
@@ -154,13 +175,6 @@ def main() -> None:
     for name, file in (text.split("=", 1) for text in options.prior):
         prior = load_model(Path(file))
         masked = isinstance(prior, MaskedTransformer)
-        if options.times:
-            for passes in PASSES if masked else (None,):
-                row = results["priors"][f"{name}, {passes} passes" if masked else name]
-                row["seconds_per_grid"] = seconds_per_grid(sampler(prior, passes), labels)
-            results["default"] = choose(results["priors"])
-            save_results("transformer-priors", results)
-            continue
         if masked:
             bits = prior.bits_bound(codes, labels, MASKS, SEED).double()
         else:
@@ -172,8 +186,7 @@ def main() -> None:
             "bits_standard_error": float(bits.std() / len(bits) ** 0.5),
             "bits_are": "an upper bound" if masked else "exact",
         }
-        for passes in PASSES if masked else (None,):
-            key = f"{name}, {passes} passes" if masked else name
+        for key, passes in rows_of(name, prior):
             results["priors"][key] = row | measure(prior, passes)
             results["default"] = choose(results["priors"])
             print(key, results["priors"][key], flush=True)

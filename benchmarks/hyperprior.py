@@ -51,7 +51,6 @@ class Hyperprior(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         m, n = CHANNELS, HYPER_CHANNELS
-        self.config: dict = {"channels": m, "hyper_channels": n}
         self.encoder, self.decoder = DeepEncoder(m), DeepDecoder(m)
         self.hyper_encoder = nn.Sequential(
             nn.Conv2d(m, 96, 3, padding=1), nn.SiLU(), nn.Conv2d(96, n, 4, stride=2, padding=1)

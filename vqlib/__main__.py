@@ -44,9 +44,6 @@ from .sampling import sample
 from .training import RECIPES, TrainingStopped, pick_device, train_prior, train_vqvae
 from .vqvae import DOWNSCALE, VQVAE
 
-# Prior of a pretrained model from which the command `sample` samples, see "Three priors" in
-# data/results/README.md.
-DEFAULT_PRIOR = "prior.safetensors"
 MAX_POSITIONS = 4096 * 8 * 8  # of the codes of all images in one file: 2.5 GB of memory
 
 
@@ -301,16 +298,15 @@ def _sample(options: argparse.Namespace) -> None:
         )
     device = options.device or pick_device()
     if options.vqvae is None:
-        vqvae, _ = load_pretrained(options.model)
-        path = PRETRAINED / options.model / DEFAULT_PRIOR
+        vqvae, prior = load_pretrained(options.model)
+        path = PRETRAINED / options.model / "prior.safetensors"
     else:
         vqvae, path = load_model(options.vqvae, VQVAE), options.prior
-    prior = load_model(path)
-    if not isinstance(prior, PixelCNN | CodeTransformer):
-        raise DataError(
-            f"{path} contains a {type(prior).__name__}, but a prior was expected: use another file"
-        )
-    check_pair(vqvae, prior)
+        prior = load_model(path)
+        if not isinstance(prior, PixelCNN | CodeTransformer):
+            name = type(prior).__name__
+            raise DataError(f"{path} contains a {name}, but a prior was expected: use another file")
+        check_pair(vqvae, prior)
     notes = model_notes(path)
     classes = notes.get("classes") or ()
     if options.label not in (None, *classes):

@@ -16,7 +16,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
@@ -282,28 +282,53 @@ def evaluate_strict_codecs(
     codecs = {name: codecs[name] for name in names or codecs}
     tasks = [(name, index) for index in indices.tolist() for name in codecs]
 
-    def measure(task: tuple[str, int]) -> tuple[float, float, float]:
-        return _evaluate_image(codecs[task[0]], pixels[task[1]])
+    def measure(missing: list[tuple]) -> Iterator[Sequence[float]]:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # the codecs release the GIL
+            yield from pool.map(
+                lambda task: _evaluate_image(codecs[task[0]], pixels[task[1]]), missing
+            )
 
-    with open_run(f"strict-codecs-{fingerprint(json.dumps(config))}", config) as run:
-        run.log_path.touch()
-        complete = run.log_path.read_text().rpartition("\n")[0]  # the last line may be incomplete
-        found = {(name, index): x for name, index, *x in map(json.loads, complete.splitlines())}
-        missing = [task for task in tasks if task not in found]
-        with (
-            ThreadPoolExecutor(os.cpu_count()) as pool,  # the codecs release the GIL
-            open(run.log_path, "a", buffering=1) as log,
-            tqdm(total=len(tasks), initial=len(tasks) - len(missing), unit="file") as bar,
-        ):
-            log.truncate(len(complete) + bool(complete))
-            for task, metrics in zip(missing, pool.map(measure, missing)):
-                log.write(json.dumps([*task, *metrics]) + "\n")
-                found[task] = metrics
-                bar.update()
+    run = f"strict-codecs-{fingerprint(json.dumps(config))}"
+    found = measure_once(run, config, tasks, measure)
     return {
         name: ImageMetrics(*torch.tensor([found[name, i] for i in indices.tolist()]).unbind(1))
         for name in codecs
     }
+
+
+def measure_once(
+    run: str,
+    config: dict[str, object],
+    tasks: Sequence[tuple],
+    measure: Callable[[list[tuple]], Iterable[Sequence[float]]],
+) -> dict[tuple, Sequence[float]]:
+    """Measure what the log of a run does not have yet; each result is written as soon as it is
+    known, so that a stopped measurement continues with the next call.
+
+    Args:
+        run, config: see `open_run`.
+        tasks: tuples of equal length, of strings and whole numbers.
+        measure: tasks -> the values of each of them, in this order.
+
+    Returns:
+        Task -> values, for all tasks.
+    """
+    with open_run(run, config) as folder:
+        folder.log_path.touch()
+        complete, _, _ = folder.log_path.read_text().rpartition("\n")  # without half a line
+        size, lines = len(tasks[0]), map(json.loads, complete.splitlines())
+        found = {tuple(line[:size]): line[size:] for line in lines}
+        missing = [task for task in tasks if task not in found]
+        with (
+            open(folder.log_path, "a", buffering=1) as log,
+            tqdm(total=len(tasks), initial=len(tasks) - len(missing), unit="file") as bar,
+        ):
+            log.truncate(len(complete) + bool(complete))
+            for task, values in zip(missing, measure(missing)):
+                log.write(json.dumps([*task, *values]) + "\n")
+                found[task] = values
+                bar.update()
+    return found
 
 
 def register_strict_codecs() -> dict[str, str]:
